@@ -1,0 +1,50 @@
+"""Tools for tests, shipped: the contract of a store, a model of it, faults, a clock.
+
+    from sojourn.testing import check_store
+
+    def test_my_store():
+        check_store(MyStore)
+
+Nothing here needs pytest. With it, each check can be a test of its own:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_my_store(check):
+        run_check(check, MyStore())
+"""
+
+from __future__ import annotations
+
+from sojourn.testing import contract as contract  # fills CHECKS
+from sojourn.testing.checking import (
+    CHECKS,
+    Check,
+    Close,
+    ContractBroken,
+    Together,
+    acheck_store,
+    arun_check,
+    check_store,
+    run_check,
+)
+from sojourn.testing.clock import Clock
+from sojourn.testing.model import ModelStore
+from sojourn.testing.records import expect, expect_same, new_record, new_sid, next_version
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Clock",
+    "Close",
+    "ContractBroken",
+    "ModelStore",
+    "Together",
+    "acheck_store",
+    "arun_check",
+    "check_store",
+    "expect",
+    "expect_same",
+    "new_record",
+    "new_sid",
+    "next_version",
+    "run_check",
+]

@@ -14,7 +14,10 @@ Nothing here needs pytest. With it, each check can be a test of its own:
 
 from __future__ import annotations
 
-from sojourn.testing import contract as contract  # fills CHECKS
+# The order of these imports is the order of CHECKS.
+from sojourn.testing import contract as contract  # isort: skip
+from sojourn.testing import interleave as interleave  # isort: skip
+from sojourn.testing import races as races  # isort: skip
 from sojourn.testing.checking import (
     CHECKS,
     Check,

@@ -1,0 +1,779 @@
+"""What all SQL databases have in common: the verbs, written once, and the pool of connections.
+
+A `Dialect` is a table of statements, and the verbs of the contract as flows of statements: each
+yields a `Statement` with its values and receives what the database answered. `SqlStore` drives
+them over blocking connections, `AsyncSqlStore` over asynchronous ones. A connection is whatever
+has the few methods of `Connection` or `AsyncConnection`: a module for a database brings two thin
+classes, which run one statement, in bounded time, and turn the driver's errors into ours.
+
+One verb is one statement and, outside of a sweep, one round trip; connections are in autocommit
+mode, so that there is no BEGIN and no COMMIT to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, quote, urlencode
+
+import msgspec
+
+from sojourn.core.calls import GONE, SAVED, Outcome
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
+from sojourn.stores.base import Promises
+
+__all__ = [
+    "COLUMNS",
+    "AsyncConnection",
+    "AsyncPool",
+    "AsyncSource",
+    "AsyncSqlStore",
+    "Connection",
+    "ConnectionLost",
+    "Dialect",
+    "EngineSource",
+    "Pool",
+    "Source",
+    "SqlStore",
+    "Statement",
+    "Steps",
+    "settings_of",
+]
+
+T = TypeVar("T")
+
+COLUMNS = tuple(
+    "user_name" if name == "user" else name  # `user` is a reserved word
+    for name in Record.__struct_fields__
+)
+"""The columns of a record, in the order of its fields. The table has one more, `due`."""
+
+MAX_USER = 512
+"""Characters of a user's name: what every database takes into an index."""
+MAX_TEXT = 16_000
+"""Characters of address, agent and reason."""
+PAGE = 100
+"""Rows that one transaction of a sweep claims at most, so that it holds its locks briefly."""
+
+
+class Statement(msgspec.Struct, frozen=True, gc=False):
+    """A statement with `%s` for its values; `rows` says whether it answers with rows."""
+
+    text: str
+    rows: bool = False
+
+
+Row: TypeAlias = Sequence[Any]
+Answer: TypeAlias = tuple[Sequence[Row], int]
+"""Rows, and how many rows were found or changed."""
+Steps: TypeAlias = Generator[tuple[Statement, tuple[Any, ...]], Answer, T]
+"""A generator that yields statements with their values, receives answers, and returns a T."""
+
+
+class ConnectionLost(StoreUnavailable):
+    """The connection broke; on a new one the same call may succeed at once."""
+
+    def __init__(self, message: str) -> None:
+        """It is always transient."""
+        super().__init__(message, transient=True)
+
+
+class Dialect:
+    """One database: its statements, and the verbs in terms of them.
+
+    A subclass fills in the statements below and the methods that differ.
+    """
+
+    name: str
+    """As in a URL, and for people."""
+    version: int
+    """Of the schema. The database keeps its own in `sojourn_meta`."""
+
+    load: Statement
+    """sid -> one row for `record`."""
+    create: Statement
+    """Every column, then `due` -> 1, or 0 where the sid is taken."""
+    replace: Statement
+    """Every column but sid, then the new due time, sid, expected version -> 1 or 0."""
+    touch: Statement
+    """seen, deadline, sid, expected version -> 1 or 0."""
+    end: Statement
+    """reason, due, sid -> 1 or 0; to `ENDING`."""
+    bury: Statement
+    """reason, at, due, due, sid -> 1 or 0; to `ENDED`."""
+    remove: Statement
+    """sid -> 1 or 0."""
+    selected: str
+    """The columns that `record` takes, for a SELECT."""
+
+    # What differs.
+
+    def record(self, row: Row) -> Record:
+        """Make a record of a row of the columns `selected`."""
+        raise NotImplementedError
+
+    def prepare(self) -> Steps[None]:
+        """See that the schema is there and of the right version; make it or bring it up to date.
+
+        Raises `ConfigurationError` where the database is too old or its schema is newer.
+        """
+        raise NotImplementedError
+
+    def page(self, now: float, lease: float, limit: int) -> Steps[tuple[list[Record], int]]:
+        """Claim from one page of what is due; return that, and how many rows were looked at."""
+        raise NotImplementedError
+
+    def check(self, record: Record) -> None:
+        """Raise `InvalidValue` for what the database cannot keep as it is."""
+        text = f"{record.user or ''}{record.address}{record.agent}{record.reason}"
+        if len(text) <= MAX_USER and text.isascii() and "\0" not in text:
+            return
+        if record.user is not None:
+            self.check_text("user", record.user, MAX_USER)
+        self.check_text("address", record.address, MAX_TEXT)
+        self.check_text("agent", record.agent, MAX_TEXT)
+        self.check_text("reason", record.reason, MAX_TEXT)
+
+    def check_text(self, name: str, text: str, limit: int) -> None:
+        """Raise `InvalidValue` for a text that the database cannot keep as it is."""
+        if len(text) > limit:
+            raise InvalidValue(
+                f"{name} has {len(text)} characters; {self.name} keeps at most {limit} of it"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidValue(
+                f"{name} is {text!r}, which holds half of a surrogate pair; only text that has a "
+                "UTF-8 form can be kept"
+            ) from None
+
+    # The verbs, as in `sojourn.stores.base`.
+
+    def do_load(self, sid: str) -> Steps[Record | None]:
+        """As `Store.load`."""
+        rows, _ = yield self.load, (sid,)
+        return self.record(rows[0]) if rows else None
+
+    def do_create(self, record: Record) -> Steps[bool]:
+        """As `Store.create`."""
+        self.check(record)
+        values = msgspec.structs.astuple(record)
+        _, count = yield self.create, (*values, record.deadline)
+        return count == 1
+
+    def do_replace(self, record: Record, expected_version: int) -> Steps[Record | Outcome]:
+        """As `Store.replace`; asks a second time only where nothing was replaced."""
+        self.check(record)
+        values = msgspec.structs.astuple(record)
+        sid = record.sid
+        _, count = yield self.replace, (*values[1:], record.deadline, sid, expected_version)
+        if count == 1:
+            return SAVED
+        current = yield from self.do_load(sid)
+        if current is None or current.status not in (LIVE, MARK):
+            return GONE
+        return current
+
+    def do_touch(
+        self, sid: str, expected_version: int, seen: float, deadline: float
+    ) -> Steps[bool]:
+        """As `Store.touch`."""
+        _, count = yield self.touch, (seen, deadline, sid, expected_version)
+        return count == 1
+
+    def do_delete(self, sid: str, ended: Ended | None) -> Steps[bool]:
+        """As `Store.delete`."""
+        if ended is None:
+            _, count = yield self.remove, (sid,)
+        elif ended.status == ENDING:
+            _, count = yield self.end, (ended.reason, ended.due, sid)
+        elif ended.status == ENDED:
+            values = (ended.reason, ended.at, ended.due, ended.due, sid)
+            _, count = yield self.bury, values
+        else:
+            raise ValueError(f"Ended.status is {ended.status}; use ENDING or ENDED")
+        return count == 1
+
+    def do_list(
+        self, user: str | None, status: int | None, after: str, limit: int
+    ) -> Steps[list[Record]]:
+        """As `Store.list`."""
+        if not self._may_be_kept(user):
+            return []
+        where, values = self._where(user, status)
+        text = (
+            f"SELECT {self.selected} FROM sojourn_sessions "
+            f"WHERE {where} AND sid > %s ORDER BY sid LIMIT %s"
+        )
+        rows, _ = yield Statement(text, rows=True), (*values, after, limit)
+        return [self.record(row) for row in rows]
+
+    def do_count(self, user: str | None, status: int | None) -> Steps[int]:
+        """As `Store.count`."""
+        if not self._may_be_kept(user):
+            return 0
+        where, values = self._where(user, status)
+        text = f"SELECT count(*) FROM sojourn_sessions WHERE {where}"
+        rows, _ = yield Statement(text, rows=True), values
+        return int(rows[0][0])
+
+    def _may_be_kept(self, user: str | None) -> bool:
+        """Whether there can be a record of that user."""
+        try:
+            self.check_text("user", user or "", MAX_USER)
+        except InvalidValue:
+            return False
+        return True
+
+    @staticmethod
+    def _where(user: str | None, status: int | None) -> tuple[str, tuple[str, ...]]:
+        """Return a condition and its values. The status stands in the text, for the planner."""
+        terms, values = ["TRUE"], []
+        if user is not None:
+            terms.append("user_name = %s")
+            values.append(user)
+        if status is not None:
+            terms.append(f"status = {int(status)}")
+        return " AND ".join(terms[1:] or terms), tuple(values)
+
+
+class Connection(Protocol):
+    """A blocking connection in autocommit mode, used by one thread at a time."""
+
+    used: bool
+    """Whether it has served before: then it may have been cut in the meantime."""
+    generation: int
+    """For its pool."""
+
+    def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
+        """Run one statement.
+
+        Raises `ConnectionLost`, `StoreUnavailable`. A key that is there already is no error but
+        a count of 0.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it at once, whatever state it is in."""
+        ...
+
+
+class AsyncConnection(Protocol):
+    """The same for event loops."""
+
+    used: bool
+    generation: int
+
+    async def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
+        """As `Connection.execute`."""
+        ...
+
+    def close(self) -> None:
+        """Close it at once, whatever state it is in; never waits."""
+        ...
+
+    async def quit(self) -> None:
+        """Tell the server, where that is the custom, and close."""
+        ...
+
+
+C = TypeVar("C", bound=Connection)
+A = TypeVar("A", bound=AsyncConnection)
+
+
+class Source(Protocol):
+    """Where a blocking store has its connections from."""
+
+    def take(self, fresh: bool = False) -> Connection:
+        """Give a connection for the caller alone; `fresh`: one that was not idle before."""
+        ...
+
+    def give(self, connection: Any) -> None:
+        """Take it back, sound."""
+        ...
+
+    def drop(self, connection: Any) -> None:
+        """Take it back and close it: nobody knows what state it is in."""
+        ...
+
+    def clear(self) -> None:
+        """Let go of all connections; those in use as soon as they come back."""
+        ...
+
+
+class AsyncSource(Protocol):
+    """Where an asynchronous store has its connections from."""
+
+    async def take(self, fresh: bool = False) -> AsyncConnection:
+        """As `Source.take`."""
+        ...
+
+    def give(self, connection: Any) -> None:
+        """As `Source.give`."""
+        ...
+
+    def drop(self, connection: Any) -> None:
+        """As `Source.drop`."""
+        ...
+
+    def clear(self) -> None:
+        """As `Source.clear`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all connections, politely."""
+        ...
+
+
+class SqlStore:
+    """A blocking store on a SQL database; the modules for the databases have `from_url`."""
+
+    promises: Promises
+
+    def __init__(self, dialect: Dialect, source: Source) -> None:
+        """Keep the parts; nothing is opened before the first call."""
+        self._dialect = dialect
+        self._source = source
+        self._ready = False
+
+    def load(self, sid: str) -> Record | None:
+        """As `Store.load`."""
+        return self._run(self._dialect.do_load, sid)
+
+    def create(self, record: Record) -> bool:
+        """As `Store.create`. Raises `InvalidValue` for what the database cannot keep."""
+        return self._run(self._dialect.do_create, record)
+
+    def replace(self, record: Record, expected_version: int) -> Record | Outcome:
+        """As `Store.replace`. Raises `InvalidValue` for what the database cannot keep."""
+        return self._run(self._dialect.do_replace, record, expected_version)
+
+    def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
+        """As `Store.touch`."""
+        return self._run(self._dialect.do_touch, sid, expected_version, seen, deadline)
+
+    def delete(self, sid: str, ended: Ended | None = None) -> bool:
+        """As `Store.delete`."""
+        return self._run(self._dialect.do_delete, sid, ended)
+
+    def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
+        """As `Store.due`, in transactions of at most 100 rows each."""
+        claimed: list[Record] = []
+        while True:
+            size = min(limit - len(claimed), PAGE)
+            records, looked = self._run(self._dialect.page, now, lease, size)
+            claimed += records
+            if looked < size or len(claimed) >= limit:
+                return claimed
+
+    def list(
+        self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100
+    ) -> builtins.list[Record]:
+        """As `Store.list`."""
+        return self._run(self._dialect.do_list, user, status, after, limit)
+
+    def count(self, user: str | None = None, status: int | None = 0) -> int:
+        """As `Store.count`."""
+        return self._run(self._dialect.do_count, user, status)
+
+    def close(self) -> None:
+        """As `Store.close`; a later call connects anew."""
+        self._source.clear()
+
+    def _run(self, verb: Callable[..., Steps[T]], *args: Any) -> T:
+        """Run a verb on a connection; once more, on a new one, where an idle one had been cut."""
+        fresh = False
+        while True:
+            connection = self._source.take(fresh)
+            try:
+                if not self._ready:
+                    _drive(self._dialect.prepare(), connection)
+                    self._ready = True
+                answer = _drive(verb(*args), connection)
+            except ConnectionLost:
+                used = connection.used
+                self._source.drop(connection)
+                if fresh or not used:
+                    raise
+                # Whatever cut this one has most likely cut all that were idle with it.
+                self._source.clear()
+                fresh = True
+                continue
+            except BaseException:
+                self._source.drop(connection)
+                raise
+            self._source.give(connection)
+            return answer
+
+
+class AsyncSqlStore:
+    """An asynchronous store on a SQL database; the modules for the databases have `afrom_url`."""
+
+    promises: Promises
+
+    def __init__(self, dialect: Dialect, source: AsyncSource) -> None:
+        """Keep the parts; nothing is opened before the first call."""
+        self._dialect = dialect
+        self._source = source
+        self._ready = False
+
+    async def load(self, sid: str) -> Record | None:
+        """As `Store.load`."""
+        return await self._run(self._dialect.do_load, sid)
+
+    async def create(self, record: Record) -> bool:
+        """As `Store.create`. Raises `InvalidValue` for what the database cannot keep."""
+        return await self._run(self._dialect.do_create, record)
+
+    async def replace(self, record: Record, expected_version: int) -> Record | Outcome:
+        """As `Store.replace`. Raises `InvalidValue` for what the database cannot keep."""
+        return await self._run(self._dialect.do_replace, record, expected_version)
+
+    async def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
+        """As `Store.touch`."""
+        return await self._run(self._dialect.do_touch, sid, expected_version, seen, deadline)
+
+    async def delete(self, sid: str, ended: Ended | None = None) -> bool:
+        """As `Store.delete`."""
+        return await self._run(self._dialect.do_delete, sid, ended)
+
+    async def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
+        """As `Store.due`, in transactions of at most 100 rows each."""
+        claimed: list[Record] = []
+        while True:
+            size = min(limit - len(claimed), PAGE)
+            records, looked = await self._run(self._dialect.page, now, lease, size)
+            claimed += records
+            if looked < size or len(claimed) >= limit:
+                return claimed
+
+    async def list(
+        self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100
+    ) -> builtins.list[Record]:
+        """As `Store.list`."""
+        return await self._run(self._dialect.do_list, user, status, after, limit)
+
+    async def count(self, user: str | None = None, status: int | None = 0) -> int:
+        """As `Store.count`."""
+        return await self._run(self._dialect.do_count, user, status)
+
+    async def close(self) -> None:
+        """As `Store.close`; a later call connects anew."""
+        await self._source.close()
+
+    async def _run(self, verb: Callable[..., Steps[T]], *args: Any) -> T:
+        """As `SqlStore._run`. A task cancelled in the middle takes its connection with it."""
+        fresh = False
+        while True:
+            connection = await self._source.take(fresh)
+            try:
+                if not self._ready:
+                    await _adrive(self._dialect.prepare(), connection)
+                    self._ready = True
+                answer = await _adrive(verb(*args), connection)
+            except ConnectionLost:
+                used = connection.used
+                self._source.drop(connection)
+                if fresh or not used:
+                    raise
+                self._source.clear()
+                fresh = True
+                continue
+            except BaseException:
+                self._source.drop(connection)
+                raise
+            self._source.give(connection)
+            return answer
+
+
+def _drive(steps: Steps[T], connection: Connection) -> T:
+    """Run a flow of statements."""
+    execute = connection.execute
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(execute(*wanted))
+    except StopIteration as stop:
+        answer: T = stop.value
+        return answer
+
+
+async def _adrive(steps: Steps[T], connection: AsyncConnection) -> T:
+    """Run a flow of statements."""
+    execute = connection.execute
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(await execute(*wanted))
+    except StopIteration as stop:
+        answer: T = stop.value
+        return answer
+
+
+_pools: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Pool(Generic[C]):
+    """Connections for threads: the one used last is the first to be used again.
+
+    Why not the pool of each driver: a request needs a few hundred nanoseconds of this, and it has
+    to behave in the same way for all databases when a server restarts or a process forks.
+    """
+
+    def __init__(self, connect: Callable[[], C], size: int, timeout: float) -> None:
+        """Make an empty pool.
+
+        Args:
+            connect: opens a connection; raises `StoreUnavailable`.
+            size: how many there are at most at one time.
+            timeout: seconds to wait for one to come free.
+        """
+        self._connect = connect
+        self._size = size
+        self._timeout = timeout
+        self._generation = 0
+        self._idle: list[C] = []
+        self._free = threading.Semaphore(size)
+        self._parents: list[list[C]] = []
+        _pools.add(self)
+
+    def take(self, fresh: bool = False) -> C:
+        """As `Source.take`."""
+        if not self._free.acquire(timeout=self._timeout):
+            raise _all_in_use(self._size, self._timeout)
+        try:
+            if not fresh:
+                try:
+                    return self._idle.pop()  # atomic: two threads never get the same
+                except IndexError:
+                    pass
+            generation = self._generation
+            connection = self._connect()
+            connection.generation = generation
+        except BaseException:
+            self._free.release()
+            raise
+        return connection
+
+    def give(self, connection: C) -> None:
+        """As `Source.give`."""
+        connection.used = True
+        if connection.generation == self._generation:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        self._free.release()
+
+    def drop(self, connection: C) -> None:
+        """As `Source.drop`."""
+        try:
+            connection.close()
+        finally:
+            self._free.release()
+
+    def clear(self) -> None:
+        """As `Source.clear`."""
+        self._generation += 1
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                self._idle.pop().close()
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's connections alone, and start empty.
+
+        They are kept, because to close them, or to let them be collected, could say good-bye on a
+        socket that the parent still uses.
+        """
+        self._parents.append(self._idle)
+        self._idle = []
+        self._generation += 1
+        self._free = threading.Semaphore(self._size)
+
+
+class _OfLoop(Generic[A]):
+    """The connections of one event loop."""
+
+    def __init__(self, size: int) -> None:
+        self.idle: list[A] = []
+        self.free = asyncio.Semaphore(size)
+
+
+class AsyncPool(Generic[A]):
+    """Connections for tasks; those of one event loop are never used on another."""
+
+    def __init__(self, connect: Callable[[], Any], size: int, timeout: float) -> None:
+        """As `Pool`; `connect` returns an awaitable."""
+        self._connect = connect
+        self._size = size
+        self._timeout = timeout
+        self._generation = 0
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OfLoop[A]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def take(self, fresh: bool = False) -> A:
+        """As `Source.take`."""
+        mine = self._mine()
+        if mine.free.locked():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await mine.free.acquire()
+            except TimeoutError:
+                raise _all_in_use(self._size, self._timeout) from None
+        else:
+            await mine.free.acquire()
+        try:
+            if mine.idle and not fresh:
+                return mine.idle.pop()
+            generation = self._generation
+            connection: A = await self._connect()
+            connection.generation = generation
+        except BaseException:
+            mine.free.release()
+            raise
+        return connection
+
+    def give(self, connection: A) -> None:
+        """As `Source.give`."""
+        mine = self._mine()
+        connection.used = True
+        if connection.generation == self._generation:
+            mine.idle.append(connection)
+        else:
+            connection.close()
+        mine.free.release()
+
+    def drop(self, connection: A) -> None:
+        """As `Source.drop`."""
+        try:
+            connection.close()
+        finally:
+            self._mine().free.release()
+
+    def clear(self) -> None:
+        """As `Source.clear`, for this loop; other loops find out by themselves."""
+        self._generation += 1
+        mine = self._mine()
+        while mine.idle:
+            mine.idle.pop().close()
+
+    async def close(self) -> None:
+        """As `AsyncSource.close`."""
+        self._generation += 1
+        mine = self._mine()
+        while mine.idle:
+            await mine.idle.pop().quit()
+
+    def _mine(self) -> _OfLoop[A]:
+        loop = asyncio.get_running_loop()
+        mine = self._loops.get(loop)
+        if mine is None:
+            mine = self._loops[loop] = _OfLoop(self._size)
+        return mine
+
+
+class EngineSource:
+    """Connections out of the pool of a SQLAlchemy engine that the application has.
+
+    SQLAlchemy is not imported: an engine is what has `raw_connection` and `dispose`.
+    """
+
+    def __init__(self, engine: Any, wrap: Callable[[Any], Connection]) -> None:
+        """Use `engine`; `wrap` makes a connection of ours out of the driver's."""
+        self._engine = engine
+        self._wrap = wrap
+
+    def take(self, fresh: bool = False) -> Connection:
+        """As `Source.take`; where a connection was cut, the engine starts a new pool."""
+        if fresh:
+            self._engine.dispose(close=False)
+        try:
+            proxy = self._engine.raw_connection()
+        except Exception as error:
+            raise StoreUnavailable(f"the SQLAlchemy engine has no connection: {error}") from error
+        try:
+            connection = self._wrap(proxy)
+            connection.used = True
+        except BaseException:
+            proxy.invalidate()
+            raise
+        return connection
+
+    def give(self, connection: Any) -> None:
+        """As `Source.give`."""
+        connection.give()
+
+    def drop(self, connection: Any) -> None:
+        """As `Source.drop`."""
+        connection.close()
+
+    def clear(self) -> None:
+        """Do nothing: the engine belongs to the application."""
+
+
+def _all_in_use(size: int, timeout: float) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"all {size} connections were in use for {timeout:g} s; raise pool_size, or look for what "
+        "keeps the database busy"
+    )
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a URL may say to Sojourn itself.
+
+    Attributes:
+        timeout: seconds for a connection to be made, for a statement, for a free connection.
+        pool_size: connections of one process (of one event loop).
+        relaxed_touches: whether a touch may be lost when the power fails.
+    """
+
+    timeout: float = 3.0
+    pool_size: int = 10
+    relaxed_touches: bool = False
+
+
+def settings_of(url: str, names: tuple[str, ...]) -> tuple[str, Settings]:
+    """Take our own settings out of the query of a URL; return the rest, and them.
+
+    Raises:
+        ConfigurationError: a value is not of its kind.
+    """
+    address, _, query = url.partition("?")
+    ours: dict[str, Any] = {}
+    rest = []
+    faults = []
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in names:
+            rest.append((name, text))
+            continue
+        try:
+            if name == "relaxed_touches":
+                ours[name] = {"1": True, "true": True, "0": False, "false": False}[text]
+            else:
+                ours[name] = float(text) if name == "timeout" else int(text)
+                if not 0 < ours[name] < 100_000:
+                    raise ValueError
+        except (KeyError, ValueError):
+            allowed = {"relaxed_touches": "0 or 1", "timeout": "seconds above 0"}
+            faults.append(f"{name}={text!r}; use {allowed.get(name, 'a whole number above 0')}")
+    if faults:
+        raise ConfigurationError("the store's URL has " + ", ".join(faults))
+    query = urlencode(rest, quote_via=quote)
+    return f"{address}?{query}" if query else address, Settings(**ours)

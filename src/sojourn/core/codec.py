@@ -1,0 +1,293 @@
+"""How the values of a session become bytes, and back, each on its own.
+
+The data of a record is::
+
+    1 byte    0x01, the version of this codec
+    4 bytes   CRC-32 of the index, big-endian
+    4 bytes   length of the index
+    index     MessagePack map: key -> offset << 32 | length, of the value's segment in the body
+    body      the segments: MessagePack of the value, then its CRC-32, little-endian
+
+So one small value of a large session is read without looking at the others, and what did not
+change is copied, not encoded again. The checks find flipped bits, which MessagePack alone would
+take for other values; they are no defence against an attacker (`core.sealing` is).
+
+MessagePack holds what JSON holds and bytes; the other types travel as its extension types, so that
+each value comes back equal and of the same type. Nothing here can run code.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from struct import Struct as Layout
+from typing import Any
+from zlib import crc32
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from sojourn.errors import DamagedRecord, InvalidValue
+
+__all__ = [
+    "ALLOWED",
+    "EMPTY",
+    "IMMUTABLE",
+    "STORABLE",
+    "checked",
+    "decode_index",
+    "decode_value",
+    "encode_value",
+    "join",
+    "segment",
+    "split",
+    "unchecked",
+]
+
+VERSION = 1
+ALLOWED = (
+    "str, int, float, bool, None, list, dict with str keys, tuple, set, frozenset, bytes, "
+    "datetime, date, time, timedelta, Decimal, UUID; for other classes use typed state, "
+    "session[YourClass]"
+)
+
+IMMUTABLE = frozenset(
+    {
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+        bytes,
+        dt.datetime,
+        dt.date,
+        dt.time,
+        dt.timedelta,
+        Decimal,
+        uuid.UUID,
+    }
+)
+"""Types whose values cannot change under our hands."""
+STORABLE = IMMUTABLE | {list, dict, tuple, set, frozenset}
+
+_ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None), bytes})
+_ATOMS_BUT_INT = _ATOMS - {int}
+_HEADER = Layout(">BII")
+_CRC = Layout("<I")
+# The CRC-32 of anything followed by its own CRC-32 in little-endian order is this constant.
+_CRC_RESIDUE = 0x2144DF1C
+
+_encode = msgspec.msgpack.Encoder().encode
+_index_decode = msgspec.msgpack.Decoder(dict[str, int]).decode
+
+
+def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:
+    """Return the segment of one value.
+
+    Args:
+        value: anything of the types in `ALLOWED`, at any depth.
+        key: the value's key, for the message.
+        depth: how many containers may lie inside each other.
+
+    Raises:
+        InvalidValue: with the key, the type that was found, and what is allowed.
+    """
+    try:
+        try:
+            raw = _encode(_plain(value, depth, _ATOMS))
+        except OverflowError:
+            # An integer of more than 64 bits somewhere: look at each. They are rare.
+            raw = _encode(_plain(value, depth, _ATOMS_BUT_INT))
+    except _Refused as refused:
+        raise InvalidValue(f"session[{key!r}] {refused}") from None
+    except ValueError as error:
+        raise InvalidValue(f"session[{key!r}] cannot be stored: {error}") from None
+    return checked(raw)
+
+
+def checked(raw: bytes) -> bytes:
+    """Return a segment out of encoded bytes: with their checksum."""
+    return raw + _CRC.pack(crc32(raw))
+
+
+def unchecked(segment: bytes) -> bytes:
+    """Return the encoded bytes of a segment.
+
+    Raises:
+        DamagedRecord: they do not match the checksum.
+    """
+    if crc32(segment) != _CRC_RESIDUE or len(segment) < 5:
+        raise DamagedRecord("a value does not match its checksum")
+    return segment[:-4]
+
+
+def decode_value(segment: bytes) -> Any:
+    """Return the value of a segment.
+
+    Raises:
+        DamagedRecord: flipped bits, cut short, or a type that this version does not know.
+    """
+    try:
+        return _value_decode(unchecked(segment))
+    except (msgspec.DecodeError, ValueError, RecursionError, ArithmeticError, TypeError) as error:
+        raise DamagedRecord(f"a value cannot be read: {error}") from None
+
+
+def join(segments: Mapping[str, bytes]) -> bytes:
+    """Return the data of a record out of its segments, in their order."""
+    offset = 0
+    index = {}
+    for key, piece in segments.items():
+        length = len(piece)
+        index[key] = offset << 32 | length
+        offset += length
+    raw = _encode(index)
+    return b"".join((_HEADER.pack(VERSION, crc32(raw), len(raw)), raw, *segments.values()))
+
+
+def decode_index(data: bytes) -> tuple[dict[str, int], int]:
+    """Return the index (key -> offset << 32 | length) and where the body starts.
+
+    Raises:
+        DamagedRecord: not of this codec, or flipped bits in the index, or cut short.
+    """
+    if len(data) < 10:
+        raise DamagedRecord(f"{len(data)} bytes are too few for the data of a session")
+    version, check, length = _HEADER.unpack_from(data)
+    if version != VERSION:
+        raise DamagedRecord(
+            f"data of codec version {version}; this release reads version {VERSION}"
+        )
+    start = 9 + length
+    raw = data[9:start]
+    if len(raw) != length or crc32(raw) != check:
+        raise DamagedRecord("the index of the data does not match its checksum")
+    try:
+        return _index_decode(raw), start
+    except msgspec.DecodeError as error:
+        raise DamagedRecord(f"the index of the data cannot be read: {error}") from None
+
+
+def segment(data: bytes, body: int, packed: int) -> bytes:
+    """Return one segment of the data, by its entry in the index."""
+    start = body + (packed >> 32)
+    return data[start : start + (packed & 0xFFFFFFFF)]
+
+
+def split(data: bytes) -> dict[str, bytes]:
+    """Return all segments of the data in their order; the inverse of `join`."""
+    index, body = decode_index(data)
+    return {key: segment(data, body, packed) for key, packed in index.items()}
+
+
+class _Refused(Exception):
+    """A value that cannot be stored; its text goes on after the key."""
+
+
+def _plain(value: Any, depth: int, atoms: frozenset[type]) -> Any:
+    """Return the value with each type that MessagePack lacks put into an extension."""
+    kind = type(value)
+    if kind in atoms:
+        return value
+    if kind is int:
+        return _tag_int(value)
+    if depth <= 0:
+        raise _Refused("is nested deeper than the limit allows (or contains itself)")
+    depth -= 1
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                raise _Refused(
+                    f"holds a dict with a key of type {type(key).__name__}; dict keys must be str"
+                )
+        return {
+            key: item if type(item) in atoms else _plain(item, depth, atoms)
+            for key, item in value.items()
+        }
+    if kind is list:
+        return [item if type(item) in atoms else _plain(item, depth, atoms) for item in value]
+    tag = _TAGS.get(kind)
+    if tag is None:
+        raise _Refused(f"is or holds a {_type_name(kind)}; allowed are {ALLOWED}")
+    code, pack = tag
+    return msgspec.msgpack.Ext(code, pack(value, depth, atoms))
+
+
+def _type_name(kind: type) -> str:
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def _tag_int(value: int) -> Any:
+    if -0x8000000000000000 <= value <= 0xFFFFFFFFFFFFFFFF:
+        return value
+    size = value.bit_length() // 8 + 1
+    return msgspec.msgpack.Ext(_BIG_INT, value.to_bytes(size, "big", signed=True))
+
+
+def _pack_sequence(value: Any, depth: int, atoms: frozenset[type]) -> bytes:
+    return _encode([_plain(item, depth, atoms) for item in value])
+
+
+def _pack_set(value: Any, depth: int, atoms: frozenset[type]) -> bytes:
+    # In the order of their bytes: the same set is the same bytes, however it was built.
+    pieces = sorted(_encode(_plain(item, depth, atoms)) for item in value)
+    return _encode([msgspec.Raw(piece) for piece in pieces])
+
+
+def _pack_zoned(value: dt.datetime | dt.time, *_: Any) -> bytes:
+    # The offset is kept beside the zone's name, for a reader that does not know the zone.
+    zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else None
+    return _encode([value.isoformat(), value.fold, zone])
+
+
+def _unpack_zoned(kind: Any, data: memoryview) -> Any:
+    text, fold, zone = _value_decode(data)
+    value = kind.fromisoformat(text)
+    if zone is not None:
+        try:
+            value = value.replace(tzinfo=ZoneInfo(zone))
+        except (OSError, ValueError, LookupError):
+            pass
+    return value.replace(fold=fold)
+
+
+_BIG_INT = 10
+_TAGS: dict[type, tuple[int, Callable[[Any, int, frozenset[type]], bytes]]] = {
+    tuple: (1, _pack_sequence),
+    set: (2, _pack_set),
+    frozenset: (3, _pack_set),
+    dt.datetime: (4, _pack_zoned),
+    dt.date: (5, lambda value, *_: value.isoformat().encode()),
+    dt.time: (6, _pack_zoned),
+    dt.timedelta: (7, lambda value, *_: _encode([value.days, value.seconds, value.microseconds])),
+    Decimal: (8, lambda value, *_: str(value).encode()),
+    uuid.UUID: (9, lambda value, *_: value.bytes),
+}
+_UNTAGS: dict[int, Callable[[memoryview], Any]] = {
+    1: lambda data: tuple(_value_decode(data)),
+    2: lambda data: set(_value_decode(data)),
+    3: lambda data: frozenset(_value_decode(data)),
+    4: lambda data: _unpack_zoned(dt.datetime, data),
+    5: lambda data: dt.date.fromisoformat(str(data, "ascii")),
+    6: lambda data: _unpack_zoned(dt.time, data),
+    7: lambda data: dt.timedelta(*_value_decode(data)),
+    8: lambda data: Decimal(str(data, "ascii")),
+    9: lambda data: uuid.UUID(bytes=bytes(data)),
+    _BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+}
+
+
+def _untag(code: int, data: memoryview) -> Any:
+    unpack = _UNTAGS.get(code)
+    if unpack is None:
+        raise ValueError(f"extension type {code} is not of this version")
+    return unpack(data)
+
+
+_value_decode = msgspec.msgpack.Decoder(ext_hook=_untag).decode
+
+EMPTY = join({})
+"""The data of a session without values."""

@@ -1,0 +1,497 @@
+"""What is done with a store, step by step: generators that yield calls and receive the answers.
+
+The drivers run them blocking, on an event loop, or under Twisted; so the rules stand here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from sojourn.core import codec
+from sojourn.core.calls import (
+    GONE,
+    SAVED,
+    Create,
+    Delete,
+    Flow,
+    List,
+    Load,
+    Outcome,
+    Pause,
+    Replace,
+    Touch,
+)
+from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of
+from sojourn.core.operations import Changes, Segments, apply, overwritten
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Client, Ended, Record
+from sojourn.core.rules import Environment
+from sojourn.core.session import EndedBefore, Opened, Session, Status
+from sojourn.core.token import Token, hash_secret, name_to_sid, new_secret, same_hash
+from sojourn.errors import Conflict, DamagedRecord, InvalidValue
+
+__all__ = ["Committed", "commit", "end", "end_all_of", "open_session", "records_of", "unseal"]
+
+_TRIES = 200
+"""Compare-and-swap that fails this often means that something is wrong, not busy."""
+_COMMITS = 4
+_MARK_TIME = 7 * 86400.0
+
+
+class Committed(msgspec.Struct):
+    """What a commit did, for the answer to the browser and for the counters.
+
+    Attributes:
+        token: to be sent to the browser; None: the cookie stays as it is.
+        max_age: of that cookie, in seconds; None: until the browser is closed.
+        cleared: a session was ended: the browser is to forget its cookie.
+        wrote: whether anything was written.
+        retries: how often another request was first.
+        overwritten: keys that another request changed meanwhile and this one set anew.
+        dropped: why what this request wrote was not kept: "" (it was), "gone" (the session ended
+            meanwhile), "login" (a login came between), "shadow" (the cookie was from before one),
+            "damaged" (the stored data cannot be read).
+        events: what happened, for handlers and the log: (event, sid, detail).
+    """
+
+    token: Token | None = None
+    max_age: int | None = None
+    cleared: bool = False
+    wrote: bool = False
+    retries: int = 0
+    overwritten: tuple[str, ...] = ()
+    dropped: str = ""
+    events: list[tuple[str, str, str]] = []
+
+
+# Opening.
+
+
+def open_session(tokens: Iterable[Token], client: Client, env: Environment) -> Flow[Opened]:
+    """Find the session of a request.
+
+    Of several different cookies at most the one that is live counts, and two live ones count as
+    none: somebody planted one of them, and nobody knows which.
+
+    Raises:
+        StoreUnavailable: the store did not answer.
+    """
+    now = env.clock()
+    found: list[Opened] = []
+    for token in tokens:
+        try:
+            record: Record | None = yield Load(token.sid)
+            opened = judge(record, token, now, env)
+        except DamagedRecord as error:
+            opened = Opened(now, notes=(("damaged", token.sid, str(error)),))
+        found.append(opened)
+    if len(found) == 1:
+        opened = found[0]
+    elif not found:
+        opened = Opened(now)
+    else:
+        live = [one for one in found if one.record is not None]
+        notes = tuple(note for one in found for note in one.notes)
+        if len(live) == 1:
+            opened = live[0]._replace(notes=notes)
+        else:
+            if live:
+                notes += (("two cookies", live[0].record.sid, "two live sessions; none counts"),)  # type: ignore[union-attr]
+            opened = Opened(now, notes=notes)
+    return opened if client is _NOBODY else opened._replace(client=client)
+
+
+_NOBODY = Client()
+
+
+def judge(record: Record | None, token: Token, now: float, env: Environment) -> Opened:
+    """Decide what a token opens.
+
+    Raises:
+        DamagedRecord: the record's data cannot be unsealed.
+    """
+    if record is None:
+        return Opened(now)
+    given = hash_secret(token.secret)
+    if same_hash(given, record.secret_hash):
+        if record.status == LIVE and now < record.deadline:
+            return Opened(now, record, unseal(record, env), token)
+        return _over(record, now)
+    if record.status == MARK:
+        return Opened(now)
+    if record.previous_hash and same_hash(given, record.previous_hash):
+        if record.status != LIVE or now >= record.deadline:
+            return _over(record, now)
+        if now < record.grace_until:
+            if record.previous_generation == record.generation:
+                return Opened(now, record, unseal(record, env), token, previous=True)
+            return Opened(now, shadow=True)
+        return Opened(now, notes=(("suspicious", record.sid, "a renewed cookie was used again"),))
+    return Opened(now, notes=(("refused", record.sid, "the secret is not that of the session"),))
+
+
+def _over(record: Record, now: float) -> Opened:
+    at = record.deadline if record.status == LIVE else record.seen
+    return Opened(now, ended_before=EndedBefore(expired_reason(record), at))
+
+
+def unseal(record: Record, env: Environment) -> bytes:
+    """Return the data of a record as it was before sealing.
+
+    Raises:
+        DamagedRecord: a broken seal, an unknown key, or sealed data and no keys.
+    """
+    sealer = env.rules.sealer
+    return record.data if sealer is None else sealer.open(record.data, record.sid.encode())
+
+
+def _seal(data: bytes, sid: str, env: Environment) -> bytes:
+    sealer = env.rules.sealer
+    return data if sealer is None else sealer.seal(data, sid.encode(), env.entropy)
+
+
+# Committing.
+
+
+def commit(session: Session, env: Environment) -> Flow[Committed]:
+    """Write what a request did to its session: all of it, or nothing.
+
+    The session may be used on afterwards and committed again.
+
+    Raises:
+        InvalidValue: a value that cannot be stored, or too many; before anything is written.
+        Conflict: the same key was set by two requests and the rules forbid that, or typed state
+            of a newer version stands in the way, or two logins of different users met.
+        StoreUnavailable: the store did not answer.
+    """
+    done = Committed(events=[])
+    if not session.loaded:
+        return done
+    done.events.extend(session._notes)
+    session._notes.clear()
+    changes = session._collect()
+    status = session._status
+    if session._opened.shadow:
+        # An ended session cannot be a shadow's own: there is nothing to end here either.
+        if status != Status.NEW:
+            done.dropped = "shadow"
+        return done
+    # A new session's values are checked before anything is written, the end of an old one too.
+    prepared = _prepare(session, changes, env) if status == Status.STARTED else None
+    while session._ends:
+        sid, reason = session._ends[0]
+        done.wrote |= yield from end(sid, reason, env)
+        done.cleared = True
+        done.events.append(("ended", sid, reason))
+        session._ends.pop(0)
+    if prepared is not None:
+        yield from _create(session, changes, prepared, done, env)
+    elif status == Status.UNCHANGED or status == Status.TOUCHED:
+        if session._active:
+            yield from _touch(session, done, env)
+    elif status in (Status.CHANGED, Status.RENEWED):
+        try:
+            yield from _replace(session, changes, done, env)
+        except DamagedRecord as error:
+            done.dropped = "damaged"
+            done.events.append(("damaged", session.sid, str(error)))
+    return done
+
+
+def _prepare(session: Session, changes: Changes, env: Environment) -> Segments | None:
+    """Return the values of a new session; None: it comes to nothing, so none is made."""
+    segments = apply({}, changes, env.rules.max_depth)
+    if not segments and not session._head and not session._salt:
+        return None
+    _check_size(segments, env)
+    return segments
+
+
+def _create(
+    session: Session, changes: Changes, segments: Segments, done: Committed, env: Environment
+) -> Flow[None]:
+    now = env.clock()
+    head = session._head
+    secret = new_secret(env.entropy)
+    commit_id = env.entropy(8)
+    data = codec.join(segments)
+    sid = session.sid
+    idle_timeout, lifetime = session._value("idle_timeout"), session._value("lifetime")
+    start = head.get("authenticated", now)
+    client = session._opened.client
+    record = Record(
+        sid=sid,
+        secret_hash=hash_secret(secret),
+        version=1,
+        created=now,
+        seen=now,
+        deadline=deadline_of(now, start, idle_timeout, lifetime),
+        idle_timeout=idle_timeout,
+        lifetime=lifetime,
+        data=_seal(data, sid, env),
+        user=head.get("user"),
+        authenticated=head.get("authenticated"),
+        generation=1 if session._login else 0,
+        salt=session._salt or env.entropy(16),
+        persistent=head.get("persistent", False),
+        address=client.address[:100],
+        agent=client.agent[:400],
+        commits=commit_id,
+    )
+    epoch = (yield from _epoch(record.user)) if session._login else 0
+    if not (yield Create(record)):
+        # The sid is random: what lies there is our own first try, whose answer got lost.
+        there: Record | None = yield Load(sid)
+        if there is None or commit_id not in _ids(there):
+            raise Conflict(f"the sid {sid} is taken; is the random source of this machine broken?")
+        record = there
+    done.wrote = True
+    done.token = Token(sid, secret)
+    done.max_age = _max_age(record, now)
+    done.events.append(("created", sid, ""))
+    login = session._login
+    session._saved(record, data, changes)
+    if login:
+        yield from _confirm_login(session, record, epoch, done, env)
+
+
+def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
+    record = session._record
+    assert record is not None
+    now = env.clock()
+    if session._opened.previous:
+        return
+    if session._status != Status.TOUCHED and now - record.seen < env.rules.touch_interval:
+        return
+    seen = max(record.seen, now)
+    deadline = deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)
+    if (yield Touch(record.sid, record.version, seen, deadline)):
+        done.wrote = True
+        record = msgspec.structs.replace(
+            record, version=record.version + 1, seen=seen, deadline=deadline
+        )
+    session._saved(record, session._data, _NOTHING)
+
+
+_NOTHING = Changes()
+
+
+def _replace(session: Session, changes: Changes, done: Committed, env: Environment) -> Flow[None]:
+    """Write to the record that was loaded, or merge into the one that took its place."""
+    loaded = session._record
+    assert loaded is not None
+    token = session._opened.token
+    renewing = session._status == Status.RENEWED
+    login = session._login
+    epoch = (yield from _epoch(session._head["user"])) if login else 0
+    commit_id = env.entropy(8)
+    secret = new_secret(env.entropy) if renewing else ""
+    current, data, before = loaded, session._data, codec.split(session._data)
+    segments = before
+    while True:
+        new_segments = apply(segments, changes, env.rules.max_depth)
+        _check_size(new_segments, env)
+        new_data = data if not changes else codec.join(new_segments)
+        record = _next(session, current, new_data, secret, commit_id, env)
+        answer: Record | Outcome = yield Replace(record, current.version)
+        if answer is SAVED:
+            break
+        if answer is GONE or not isinstance(answer, Record):
+            done.dropped = "gone"
+            done.events.append(("dropped", loaded.sid, "the session ended meanwhile"))
+            return
+        if commit_id in _ids(answer):
+            # Our own write, whose answer got lost; perhaps another one has come upon it.
+            record = answer
+            new_data = unseal(answer, env)
+            break
+        if answer.generation != loaded.generation:
+            if login and answer.user != session._head["user"]:
+                raise Conflict("another request logged in another user at the same time")
+            done.dropped = "login"
+            done.events.append(("dropped", loaded.sid, "a login came between"))
+            return
+        current, data = answer, unseal(answer, env)
+        segments = codec.split(data)
+        lost = overwritten(before, segments, changes)
+        if lost and not env.rules.keep_conflicts:
+            raise Conflict(f"another request changed {', '.join(map(repr, lost))} meanwhile")
+        done.overwritten = tuple(lost)
+        if secret and answer.secret_hash != loaded.secret_hash and not login:
+            secret = ""  # Renewed by another request, whose answer brings the cookie.
+        done.retries += 1
+        if done.retries >= _TRIES:
+            raise Conflict(f"other requests changed the session {done.retries} times meanwhile")
+        if done.retries > 2:
+            # Full jitter, so that many writers of one session do not stay in step.
+            spread = int.from_bytes(env.entropy(2)) / 65536
+            yield Pause(spread * min(0.001 * 2 ** min(done.retries, 6), 0.05))
+    done.wrote = True
+    if secret and token is not None:
+        done.token = token = Token(record.sid, secret)
+        done.max_age = _max_age(record, record.seen)
+        done.events.append(("renewed", record.sid, "login" if login else ""))
+    elif token is not None and _max_age(record, 0) != _max_age(loaded, 0):
+        done.token = token
+        done.max_age = _max_age(record, record.seen)
+    session._saved(record, new_data, changes)
+    session._opened = session._opened._replace(token=token)
+    if login:
+        yield from _confirm_login(session, record, epoch, done, env)
+
+
+def _next(
+    session: Session, current: Record, data: bytes, secret: str, commit_id: bytes, env: Environment
+) -> Record:
+    """Return the record that is to follow `current`."""
+    now = env.clock()
+    # Reading the request's own changes over the current record, not over the one at load: another
+    # request may have set a limit meanwhile that this one did not touch.
+    fields: dict[str, Any] = dict(session._head)
+    login = session._login
+    seen = max(current.seen, now) if session._active else current.seen
+    idle_timeout = fields.get("idle_timeout", current.idle_timeout)
+    lifetime = fields.get("lifetime", current.lifetime)
+    start = fields.get("authenticated", start_of(current))
+    if secret:
+        fields["secret_hash"] = hash_secret(secret)
+        fields["previous_hash"] = current.secret_hash
+        fields["previous_generation"] = current.generation
+        fields["grace_until"] = now + env.rules.grace
+    if login:
+        client = session._opened.client
+        fields["generation"] = current.generation + 1
+        fields["salt"] = session._salt
+        fields["address"] = client.address[:100]
+        fields["agent"] = client.agent[:400]
+    return msgspec.structs.replace(
+        current,
+        version=current.version + 1,
+        seen=seen,
+        deadline=deadline_of(seen, start, idle_timeout, lifetime),
+        data=_seal(data, current.sid, env),
+        commits=(current.commits + commit_id)[-8 * _COMMITS :],
+        **fields,
+    )
+
+
+def _ids(record: Record) -> list[bytes]:
+    return [record.commits[i : i + 8] for i in range(0, len(record.commits), 8)]
+
+
+def _max_age(record: Record, now: float) -> int | None:
+    """Return the Max-Age of the cookie: until the session cannot live any longer."""
+    if not record.persistent:
+        return None
+    if record.lifetime is None:
+        return MAX_COOKIE_AGE
+    return max(0, min(MAX_COOKIE_AGE, round(start_of(record) + record.lifetime - now)))
+
+
+def _check_size(segments: Segments, env: Environment) -> None:
+    rules = env.rules
+    if len(segments) > rules.max_keys:
+        raise InvalidValue(
+            f"the session has {len(segments)} keys; allowed are {rules.max_keys} (max_keys)"
+        )
+    size = sum(map(len, segments.values())) + sum(map(len, segments))
+    if size > rules.max_bytes:
+        largest = max(segments, key=lambda key: len(segments[key]))
+        raise InvalidValue(
+            f"the session takes {size:,} bytes; allowed are {rules.max_bytes:,} (max_bytes). The "
+            f"largest value is session[{largest!r}] with {len(segments[largest]):,} bytes"
+        )
+
+
+# Ending.
+
+
+def end(sid: str, reason: str, env: Environment) -> Flow[bool]:
+    """End one session for good; returns whether this call did it."""
+    now, rules = env.clock(), env.rules
+    if rules.handlers:
+        ended: Ended | None = Ended(ENDING, reason, now, now + rules.lease)
+    elif rules.tombstone:
+        ended = Ended(ENDED, reason, now, now + rules.tombstone)
+    else:
+        ended = None
+    return (yield Delete(sid, ended))  # type: ignore[no-any-return]
+
+
+def records_of(user: str, env: Environment) -> Flow[list[Record]]:
+    """Return the live records of a user, the one seen last first."""
+    now, after = env.clock(), ""
+    found: list[Record] = []
+    while True:
+        page: list[Record] = yield List(user, LIVE, after, 100)
+        found.extend(record for record in page if now < record.deadline)
+        if len(page) < 100:
+            break
+        after = page[-1].sid
+    return sorted(found, key=lambda record: -record.seen)
+
+
+def end_all_of(user: str, keep: str | None, reason: str, env: Environment) -> Flow[list[str]]:
+    """End all sessions of a user but one; returns the sids of those that this call ended.
+
+    A login that is in flight does not survive it: this raises the user's mark first and looks for
+    sessions then; a login writes its session first and looks at the mark then. So one of the two
+    sees the other.
+    """
+    yield from _raise_epoch(user, env)
+    ended = []
+    after = ""
+    while True:
+        page: list[Record] = yield List(user, LIVE, after, 100)
+        for record in page:
+            if record.sid != keep and (yield from end(record.sid, reason, env)):
+                ended.append(record.sid)
+        if len(page) < 100:
+            return ended
+        after = page[-1].sid
+
+
+def _mark_of(user: str) -> str:
+    return name_to_sid("user:" + user)
+
+
+def _epoch(user: str | None) -> Flow[int]:
+    assert user is not None
+    mark: Record | None = yield Load(_mark_of(user))
+    return 0 if mark is None else mark.generation
+
+
+def _raise_epoch(user: str, env: Environment) -> Flow[None]:
+    sid, now = _mark_of(user), env.clock()
+    while True:
+        mark: Record | None = yield Load(sid)
+        if mark is None:
+            # From the clock, so that a mark that was swept is never counted from 0 again.
+            new = Record(sid, b"", 1, now, now, now + _MARK_TIME, None, _MARK_TIME, b"")
+            new = msgspec.structs.replace(new, status=MARK, generation=max(1, int(now * 1000)))
+            if (yield Create(new)):
+                return
+        else:
+            new = msgspec.structs.replace(
+                mark,
+                version=mark.version + 1,
+                generation=max(mark.generation + 1, int(now * 1000)),
+                seen=now,
+                deadline=max(mark.deadline, now + _MARK_TIME),
+            )
+            if (yield Replace(new, mark.version)) is SAVED:
+                return
+
+
+def _confirm_login(
+    session: Session, record: Record, epoch: int, done: Committed, env: Environment
+) -> Flow[None]:
+    if (yield from _epoch(record.user)) == epoch:
+        return
+    yield from end(record.sid, "operator", env)
+    done.token, done.cleared, done.dropped = None, True, "gone"
+    done.events.append(("dropped", record.sid, "all sessions of the user were ended meanwhile"))
+    session._begin(None, codec.EMPTY)
+    session._index = {}

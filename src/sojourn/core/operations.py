@@ -1,0 +1,163 @@
+"""What a request did to the values, and how it is applied: to what it read, or to newer data.
+
+Applying the operations of a request to data that another request wrote meanwhile gives what would
+have been had this request run after that one. So nothing of either is lost, and the result is that
+of the two in some order.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from sojourn.core import codec
+from sojourn.errors import InvalidValue
+
+__all__ = ["Changes", "Kind", "Operation", "Segments", "apply", "merge"]
+
+Segments = dict[str, bytes]
+"""The encoded values by key (`codec.split`), in the order of the mapping."""
+
+Merge = Callable[[bytes | None, bytes | None, bytes], bytes]
+"""(at load, now in the store, of this request) -> all changes of both: for typed state."""
+
+
+class Kind:
+    """The names of the operations."""
+
+    SET = "set"
+    DELETE = "delete"
+    ADD = "add"
+    APPEND = "append"
+    UNION = "union"
+    MAX = "max"
+    REMOVE = "remove"
+    """Drop the first match of each item from a list: what popping flash messages does."""
+    STATE = "state"
+    """Set typed state, merged field by field."""
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One thing that a request did to one key.
+
+    Attributes:
+        kind: one of `Kind`.
+        value: SET: the encoded segment; DELETE: None; STATE: (segment at load or None, new
+            segment, merge function); the others: the plain operand.
+    """
+
+    kind: str
+    value: Any = None
+
+
+class Changes(msgspec.Struct):
+    """All that a request did to the values.
+
+    Attributes:
+        cleared: the mapping was emptied first.
+        steps: for each key its operations, in their order; keys in the order they were first
+            touched.
+    """
+
+    cleared: bool = False
+    steps: dict[str, list[Operation]] = {}
+
+    def __bool__(self) -> bool:
+        return self.cleared or bool(self.steps)
+
+
+def apply(base: Segments, changes: Changes, depth: int = 64) -> Segments:
+    """Return the segments after the changes; `base` stays as it is.
+
+    A merging operation whose operand does not fit what is there now (another request put a value
+    of another type under that key) replaces it: the later request wins, as with a plain set.
+
+    Raises:
+        DamagedRecord: a value that an operation must look at cannot be read.
+        Conflict: from merging typed state (see `core.state`).
+    """
+    out = {} if changes.cleared else dict(base)
+    for key, steps in changes.steps.items():
+        for step in steps:
+            kind = step.kind
+            if kind == Kind.SET:
+                out[key] = step.value
+            elif kind == Kind.DELETE:
+                out.pop(key, None)
+            elif kind == Kind.STATE:
+                loaded, mine, merge_state = step.value
+                theirs = out.get(key)
+                same = theirs == loaded
+                out[key] = mine if same else merge_state(loaded, theirs, mine)
+            else:
+                there = out.get(key)
+                old = None if there is None else codec.decode_value(there)
+                try:
+                    new = merge(kind, old, step.value)
+                except TypeError:
+                    new = merge(kind, None, step.value)
+                out[key] = codec.encode_value(new, key=key, depth=depth)
+    return out
+
+
+def overwritten(
+    loaded: Mapping[str, bytes], current: Mapping[str, bytes], changes: Changes
+) -> list[str]:
+    """Return the keys that another request changed since the load and these changes set anew."""
+    return [
+        key
+        for key, steps in changes.steps.items()
+        if steps[-1].kind in (Kind.SET, Kind.DELETE) and loaded.get(key) != current.get(key)
+    ]
+
+
+_NUMBERS = (int, float, Decimal, dt.timedelta)
+
+
+def merge(kind: str, old: Any, operand: Any) -> Any:
+    """Return the value after a merging operation; `old` is None where there was none.
+
+    Raises:
+        TypeError: the operand does not fit the value: says what both are.
+    """
+    if kind == Kind.ADD:
+        if isinstance(operand, bool) or not isinstance(operand, _NUMBERS):
+            raise TypeError(_misfit("add", operand, "an int, float, Decimal or timedelta"))
+        if old is None:
+            return operand
+        if isinstance(old, bool) or not isinstance(old, _NUMBERS):
+            raise TypeError(_misfit("add to", old, "an int, float, Decimal or timedelta"))
+        return old + operand  # type: ignore[operator]
+    if kind == Kind.MAX:
+        if old is None:
+            return operand
+        return operand if operand > old else old
+    if kind == Kind.UNION:
+        if old is None:
+            return set(operand)
+        if not isinstance(old, (set, frozenset)):
+            raise TypeError(_misfit("union with", old, "a set or frozenset"))
+        return old | operand
+    if kind == Kind.APPEND:
+        if old is None:
+            return list(operand)
+        if not isinstance(old, list):
+            raise TypeError(_misfit("append to", old, "a list"))
+        return old + operand
+    if kind == Kind.REMOVE:
+        if not isinstance(old, list):
+            return []
+        rest = list(old)
+        for item in operand:
+            if item in rest:
+                rest.remove(item)
+        return rest
+    raise InvalidValue(f"there is no operation {kind!r}")
+
+
+def _misfit(what: str, value: Any, allowed: str) -> str:
+    return f"cannot {what} a {type(value).__name__}; it must be {allowed}"

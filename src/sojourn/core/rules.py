@@ -1,0 +1,52 @@
+"""The settings that the core needs, checked, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from sojourn.core.sealing import Sealer
+from sojourn.core.token import Entropy
+
+__all__ = ["Environment", "Rules"]
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """How sessions live and what they may hold. Durations in seconds.
+
+    Attributes:
+        idle_timeout, lifetime: of a new session; None: no such limit.
+        touch_interval: how long a session must have gone unseen before a mere use is written.
+        grace: how long the old secret opens a session after its renewal.
+        tombstone: how long an ended session is remembered; 0: not at all.
+        lease: how long a sweep may take over the handlers of one session's end.
+        max_bytes, max_keys, max_depth: of the values of one session.
+        keep_conflicts: whether the last commit wins where two requests set the same key; else
+            the later one fails with `Conflict`.
+        handlers: whether any handler of a session's end is registered, so that its data is kept
+            until they ran.
+        sealer: what seals the data at rest; None: nothing does.
+    """
+
+    idle_timeout: float | None
+    lifetime: float | None
+    touch_interval: float
+    grace: float = 10.0
+    tombstone: float = 86400.0
+    lease: float = 60.0
+    max_bytes: int = 1024 * 1024
+    max_keys: int = 1000
+    max_depth: int = 64
+    keep_conflicts: bool = True
+    handlers: bool = False
+    sealer: Sealer | None = None
+
+
+class Environment(NamedTuple):
+    """What a session needs besides its record: rules, the time, randomness."""
+
+    rules: Rules
+    clock: Callable[[], float]
+    entropy: Entropy

@@ -1,0 +1,883 @@
+"""The session: the mapping that application code touches.
+
+It is a record opened, plus what this request did to it. It holds no store and makes no I/O of its
+own, with one exception that is the caller's: it may be made with a function that finds its record
+on first use, so that a request that does not touch its session costs nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar, overload
+
+from sojourn.core import codec, csrf
+from sojourn.core.expiry import deadline_of, seconds
+from sojourn.core.operations import Changes, Kind, Operation, merge
+from sojourn.core.record import Client, Record
+from sojourn.core.rules import Environment
+from sojourn.core.state import StateInfo, describe
+from sojourn.core.token import Token, new_sid
+from sojourn.errors import Conflict, CsrfError, DamagedRecord, InvalidValue, StoreUnavailable
+
+__all__ = ["TRANSITIONS", "EndedBefore", "Opened", "Session", "Status"]
+
+T = TypeVar("T")
+
+
+class Status(enum.IntEnum):
+    """What a request has done to its session so far."""
+
+    NEW = 0
+    """There is none in the store, and nothing was written."""
+    STARTED = 1
+    """There is none in the store; something was written."""
+    UNCHANGED = 2
+    """Loaded; only read."""
+    TOUCHED = 3
+    """Loaded; to be extended without waiting for the touch interval."""
+    CHANGED = 4
+    """Loaded; something was written."""
+    RENEWED = 5
+    """Loaded; it gets a new secret (and what was written)."""
+
+
+class Event(enum.IntEnum):
+    """What can happen to a session in a request."""
+
+    WRITE = 0
+    TOUCH = 1
+    RENEW = 2
+    END = 3
+    COMMIT = 4
+
+
+TRANSITIONS: dict[tuple[Status, Event], Status] = {
+    (Status.NEW, Event.WRITE): Status.STARTED,
+    (Status.NEW, Event.TOUCH): Status.NEW,
+    (Status.NEW, Event.RENEW): Status.NEW,
+    (Status.NEW, Event.END): Status.NEW,
+    (Status.NEW, Event.COMMIT): Status.NEW,
+    (Status.STARTED, Event.WRITE): Status.STARTED,
+    (Status.STARTED, Event.TOUCH): Status.STARTED,
+    (Status.STARTED, Event.RENEW): Status.STARTED,
+    (Status.STARTED, Event.END): Status.NEW,
+    (Status.STARTED, Event.COMMIT): Status.UNCHANGED,
+    (Status.UNCHANGED, Event.WRITE): Status.CHANGED,
+    (Status.UNCHANGED, Event.TOUCH): Status.TOUCHED,
+    (Status.UNCHANGED, Event.RENEW): Status.RENEWED,
+    (Status.UNCHANGED, Event.END): Status.NEW,
+    (Status.UNCHANGED, Event.COMMIT): Status.UNCHANGED,
+    (Status.TOUCHED, Event.WRITE): Status.CHANGED,
+    (Status.TOUCHED, Event.TOUCH): Status.TOUCHED,
+    (Status.TOUCHED, Event.RENEW): Status.RENEWED,
+    (Status.TOUCHED, Event.END): Status.NEW,
+    (Status.TOUCHED, Event.COMMIT): Status.UNCHANGED,
+    (Status.CHANGED, Event.WRITE): Status.CHANGED,
+    (Status.CHANGED, Event.TOUCH): Status.CHANGED,
+    (Status.CHANGED, Event.RENEW): Status.RENEWED,
+    (Status.CHANGED, Event.END): Status.NEW,
+    (Status.CHANGED, Event.COMMIT): Status.UNCHANGED,
+    (Status.RENEWED, Event.WRITE): Status.RENEWED,
+    (Status.RENEWED, Event.TOUCH): Status.RENEWED,
+    (Status.RENEWED, Event.RENEW): Status.RENEWED,
+    (Status.RENEWED, Event.END): Status.NEW,
+    (Status.RENEWED, Event.COMMIT): Status.UNCHANGED,
+}
+"""All transitions. The diagram in the docs and the exhaustive test are made from this table."""
+
+
+class EndedBefore(NamedTuple):
+    """Why the session that this visitor had is over.
+
+    Attributes:
+        reason: idle, lifetime, user, operator, replaced, password, theft or damaged.
+        at: when, in UTC seconds.
+    """
+
+    reason: str
+    at: float
+
+
+class Opened(NamedTuple):
+    """What was found for a request's cookie.
+
+    Attributes:
+        now: when it was looked for.
+        record: the live record; None: none, a new session.
+        data: its data, unsealed.
+        token: the token that opened it.
+        previous: it was opened with the secret before the last renewal, within its grace: it may
+            read and merge, but gets no new secret.
+        shadow: the cookie is from before a login that has just happened. The request sees an
+            empty session and nothing that it writes is kept, so that it can neither read what
+            the login brought nor replace the cookie that is on its way to the browser.
+        ended_before: the visitor's former session, if it is known why it ended.
+        client: who makes this request.
+        notes: what is to be reported: (event, sid, detail).
+    """
+
+    now: float
+    record: Record | None = None
+    data: bytes = codec.EMPTY
+    token: Token | None = None
+    previous: bool = False
+    shadow: bool = False
+    ended_before: EndedBefore | None = None
+    client: Client = Client()
+    notes: tuple[tuple[str, str, str], ...] = ()
+
+
+_CLAIMS = "\0claims"
+_FLASH = "\0f:"
+_PENDING: Any = Operation(Kind.SET)
+_DELETE = Operation(Kind.DELETE)
+
+
+class Session(MutableMapping[str, Any]):
+    """A visitor's session.
+
+    A mapping of str keys to plain values (see `core.codec.ALLOWED`), in the order in which the
+    keys were first set; and typed state by class: `session[Cart]`. Values may be changed in
+    place: what was handed out is compared with what was stored when the request is committed.
+
+    Nothing is written before the commit, and nothing at all for a session that was only read.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_active",
+        "_body",
+        "_cache",
+        "_cleared",
+        "_data",
+        "_ends",
+        "_env",
+        "_failure",
+        "_handed",
+        "_head",
+        "_index",
+        "_load",
+        "_login",
+        "_notes",
+        "_opened",
+        "_record",
+        "_salt",
+        "_sid",
+        "_states",
+        "_status",
+        "_steps",
+    )
+
+    def __init__(self, env: Environment, load: Callable[[], Opened]) -> None:
+        """Make one whose record `load` finds, when it is first used."""
+        self._env = env
+        self._load: Callable[[], Opened] | None = load
+        self._failure: StoreUnavailable | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # A slot that is not filled yet. It costs nothing once it is, and makes "was the session
+        # looked at" and "was it used" facts that no method of the mapping can forget to note.
+        if name == "_index":
+            return self._decode_index()
+        load = self._load
+        if load is None or name not in Session.__slots__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            opened = load()
+        except StoreUnavailable as error:
+            self._failure = error
+            raise
+        self._fill(opened)
+        return getattr(self, name)
+
+    def _fill(self, opened: Opened) -> None:
+        self._load = None
+        self._opened = opened
+        self._notes = list(opened.notes)
+        self._ends: list[tuple[str, str]] = []
+        self._begin(opened.record, opened.data)
+
+    def _begin(self, record: Record | None, data: bytes) -> None:
+        """Stand at the beginning for a record, or for a new session."""
+        self._record: Record | None = record
+        self._data = data
+        self._status = Status.NEW if record is None else Status.UNCHANGED
+        self._sid: str | None = None
+        self._salt = b""
+        self._active = False
+        self._cleared = False
+        self._login = False
+        self._cache: dict[str, Any] = {}
+        self._handed: dict[str, bytes] = {}
+        self._states: dict[str, _Held] = {}
+        self._steps: dict[str, list[Operation]] = {}
+        self._head: dict[str, Any] = {}
+
+    def _decode_index(self) -> dict[str, int | None]:
+        """Read the index on the first use of the mapping, which also is what counts as a use."""
+        data = self._data
+        self._active = True
+        index: dict[str, int | None]
+        try:
+            index, self._body = codec.decode_index(data)  # type: ignore[assignment]
+        except DamagedRecord as error:
+            self._give_up(error)
+            index = {}
+        self._index = index
+        return index
+
+    def _give_up(self, error: DamagedRecord) -> None:
+        """Go on as a new session, since the stored one is damaged."""
+        self._notes.append(("damaged", self.sid, str(error)))
+        self._begin(None, codec.EMPTY)
+        self._index = {}
+        self._active = True
+
+    def _event(self, event: Event) -> None:
+        self._status = TRANSITIONS[self._status, event]
+
+    # What it is.
+
+    @property
+    def sid(self) -> str:
+        """The public half of the token: names the session, safe to log and to show."""
+        record = self._record
+        if record is not None:
+            return record.sid
+        sid = self._sid
+        if sid is None:
+            sid = self._sid = new_sid(self._env.entropy)
+        return sid
+
+    @property
+    def status(self) -> Status:
+        """What this request has done to it so far; in-place changes show at the commit."""
+        return self._status
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is not in the store yet."""
+        return self._record is None
+
+    @property
+    def created(self) -> float:
+        """When it was made, in UTC seconds."""
+        return self._opened.now if self._record is None else self._record.created
+
+    @property
+    def seen(self) -> float:
+        """When it was last used, to within a touch interval, in UTC seconds."""
+        return self._opened.now if self._record is None else self._record.seen
+
+    @property
+    def deadline(self) -> float:
+        """When it ends unless it is used again, in UTC seconds. Asking does not extend it."""
+        return deadline_of(
+            self.seen, self._start(), self._value("idle_timeout"), self._value("lifetime")
+        )
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline, not below 0. Asking does not extend it."""
+        return max(0.0, self.deadline - self._env.clock())
+
+    @property
+    def user(self) -> str | None:
+        """Who is logged in."""
+        self._active = True
+        return self._value("user")  # type: ignore[no-any-return]
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """What `login` was told of the user, as a new dict."""
+        return dict(self.get(_CLAIMS, ()))
+
+    @property
+    def authenticated(self) -> float | None:
+        """When the user last logged in, in UTC seconds."""
+        return self._value("authenticated")  # type: ignore[no-any-return]
+
+    @property
+    def client(self) -> Client:
+        """Address and agent of the client that made the session or last logged in."""
+        record = self._record
+        if record is None or self._login:
+            return self._opened.client
+        return Client(record.address, record.agent)
+
+    @property
+    def ended_before(self) -> EndedBefore | None:
+        """Why the former session of this visitor ended, if there was one and it is known."""
+        return self._opened.ended_before
+
+    @property
+    def idle_timeout(self) -> timedelta | None:
+        """The time without use after which it ends; may be set, for this session alone."""
+        return _delta(self._value("idle_timeout"))
+
+    @idle_timeout.setter
+    def idle_timeout(self, value: timedelta | float | None) -> None:
+        self._set_limit("idle_timeout", value)
+
+    @property
+    def lifetime(self) -> timedelta | None:
+        """The time after creation or login at which it ends; may be set, for this one alone."""
+        return _delta(self._value("lifetime"))
+
+    @lifetime.setter
+    def lifetime(self, value: timedelta | float | None) -> None:
+        self._set_limit("lifetime", value)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the browser keeps the cookie when it is closed; may be set."""
+        return self._value("persistent")  # type: ignore[no-any-return]
+
+    @persistent.setter
+    def persistent(self, value: bool) -> None:
+        if bool(value) != self._value("persistent"):
+            self._set_head("persistent", bool(value))
+
+    def remember(self, lifetime: timedelta | float) -> None:
+        """Keep the visitor signed in for that long, also when the browser is closed.
+
+        Sets `lifetime` and `idle_timeout` to it and makes the cookie persistent.
+        """
+        self.lifetime = lifetime  # type: ignore[assignment]
+        self.idle_timeout = lifetime  # type: ignore[assignment]
+        self.persistent = True
+
+    def __repr__(self) -> str:
+        # Loads nothing: a debugger must not change what a request does. Never shows the secret.
+        if self._load is not None:
+            return "<Session not loaded>"
+        return f"<Session {self.sid} {self._status.name.lower()}>"
+
+    # The mapping.
+
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    @overload
+    def __getitem__(self, key: type[T]) -> T: ...
+    def __getitem__(self, key: Any) -> Any:
+        """Return a value; or the typed state of a class, made on first use."""
+        try:
+            return self._cache[key]
+        except KeyError:
+            pass
+        packed = self._index.get(key)
+        if packed is None:
+            if isinstance(key, type):
+                return self._state(key)
+            raise KeyError(key)
+        return self._decode(key, packed)
+
+    @overload
+    def __setitem__(self, key: str, value: Any) -> None: ...
+    @overload
+    def __setitem__(self, key: type[T], value: T) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Set a value, or the typed state of a class.
+
+        Raises:
+            InvalidValue: a key or a type that cannot be stored. What lies deeper inside the value
+                is looked at when the request is committed, before anything is sent.
+        """
+        if type(key) is not str or key[:1] == "\0":
+            if isinstance(key, type):
+                return self._set_state(key, value)
+            raise InvalidValue(
+                f"session[{key!r}]: a key must be a str that does not begin with NUL"
+            )
+        if type(value) not in codec.STORABLE:
+            raise InvalidValue(
+                f"session[{key!r}] is a {type(value).__module__}.{type(value).__qualname__}; "
+                f"allowed are {codec.ALLOWED}"
+            )
+        self._put(key, value)
+
+    def __delitem__(self, key: str | type[Any]) -> None:
+        """Delete a value, or the typed state of a class."""
+        if isinstance(key, type):
+            name = describe(key).key
+            self._cache.pop(key, None)
+            if self._states.pop(name, None) is None and name not in self._index:
+                raise KeyError(key)
+        else:
+            name = key
+            if name not in self._index:
+                raise KeyError(key)
+        self._drop(name)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether there is such a key; for a class, whether its state is stored or used."""
+        if isinstance(key, type):
+            name = describe(key).key
+            return name in self._index or name in self._states
+        return key in self._index and key[:1] != "\0"  # type: ignore[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for key in self._index if key[:1] != "\0"])
+
+    def __reversed__(self) -> Iterator[str]:
+        return reversed([key for key in self._index if key[:1] != "\0"])
+
+    def __len__(self) -> int:
+        return sum(1 for key in self._index if key[:1] != "\0")
+
+    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Session:
+        """Update from another mapping."""
+        self.update(other)
+        return self
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self) | dict(other)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove and return the item that was set last, as a dict does."""
+        for key in reversed(self):
+            return key, self.pop(key)
+        raise KeyError("the session is empty")
+
+    def clear(self) -> None:
+        """Remove all values, typed state, claims and flash messages; the session lives on."""
+        self._index = {}
+        self._active = True
+        for held in (self._cache, self._handed, self._states, self._steps):
+            held.clear()
+        if self._record is not None:
+            self._cleared = True
+            self._event(Event.WRITE)
+
+    # Operations that merge with those of other requests.
+
+    def add(self, key: str, amount: Any = 1) -> Any:
+        """Add to a number (or timedelta); what concurrent requests add counts as well.
+
+        Returns:
+            The value as this request sees it.
+        """
+        return self._merge(key, Kind.ADD, amount)
+
+    def append(self, key: str, *items: Any) -> None:
+        """Append to a list; what concurrent requests append is kept as well."""
+        self._merge(key, Kind.APPEND, list(items))
+
+    def union(self, key: str, items: Iterable[Any]) -> None:
+        """Add items to a set; what concurrent requests add is kept as well."""
+        self._merge(key, Kind.UNION, set(items))
+
+    def max(self, key: str, value: Any) -> Any:
+        """Set a value if it is greater; of concurrent requests the greatest wins.
+
+        Returns:
+            The value as this request sees it.
+        """
+        return self._merge(key, Kind.MAX, value)
+
+    # Its life.
+
+    def touch(self) -> None:
+        """Count this request as a use, and write that without waiting for the touch interval."""
+        self._active = True
+        self._event(Event.TOUCH)
+
+    def renew(self) -> None:
+        """Give the session a new secret; the sid and the data stay.
+
+        Call it when the visitor gains rights other than by `login`, which does it by itself. The
+        old cookie opens the session for the grace (10 s) after the commit, for requests that are
+        on their way. A request that itself came with such an old cookie renews nothing.
+
+        Source: OWASP ASVS 5.0, 7.2.4.
+        """
+        if not self._opened.previous:
+            self._event(Event.RENEW)
+
+    def login(self, user: str, **claims: Any) -> None:
+        """Log a user in: new secret, new form token, both limits start anew.
+
+        The values of the anonymous session stay; where another user was logged in, that session
+        ends (reason "replaced") and a new one begins. The old cookie stops working with the
+        commit, and what requests from before the login still write is dropped.
+
+        Args:
+            user: the user's id, a str of 1 to 255 characters.
+            claims: anything more to be known of the user in this session; see `claims`.
+
+        Raises:
+            InvalidValue: not such an id.
+            Conflict: this request came with a cookie that has just been renewed.
+
+        Source: OWASP ASVS 5.0, 7.2.4; NIST SP 800-63B-4, section 5.2.
+        """
+        if not isinstance(user, str) or not 0 < len(user) <= 255 or "\0" in user:
+            raise InvalidValue(
+                f"login({user!r}): a user is a str of 1 to 255 characters without NUL"
+            )
+        if self._opened.previous:
+            raise Conflict(
+                "this request came with a cookie that another one has just renewed; send it again"
+            )
+        if self._value("user") not in (None, user):
+            self.end("replaced")
+        self._head["user"] = user
+        self._head["authenticated"] = self._env.clock()
+        self._login = True
+        self._active = True
+        self._salt = self._env.entropy(16)
+        if claims:
+            self._put(_CLAIMS, claims)
+        elif _CLAIMS in self._index:
+            self._drop(_CLAIMS)
+        self._event(Event.WRITE)
+        self._event(Event.RENEW)
+
+    def logout(self) -> None:
+        """End the session because its user asked for it."""
+        self.end("user")
+
+    def fresh(self, within: timedelta | float) -> bool:
+        """Tell whether the user logged in within that time: for pages that need a recent proof."""
+        at, limit = self.authenticated, seconds(within, "within")
+        return at is not None and limit is not None and self._env.clock() - at <= limit
+
+    def end(self, reason: str = "user") -> None:
+        """End the session for good; no copy of its cookie works once the answer has left.
+
+        From then on this object stands for a new, empty session, which is only kept if something
+        is written to it.
+
+        Args:
+            reason: user, operator, replaced, password, theft; told by `ended_before` later.
+        """
+        if not isinstance(reason, str) or not 0 < len(reason) <= 32:
+            raise InvalidValue(f"end({reason!r}): a reason is one short word")
+        self._event(Event.END)
+        if self._record is not None:
+            self._ends.append((self._record.sid, reason))
+        self._begin(None, codec.EMPTY)
+        self._index = {}
+        self._active = True
+        opened = self._opened
+        self._opened = Opened(self._env.clock(), shadow=opened.shadow, client=opened.client)
+
+    # Reading without extending.
+
+    @property
+    def peek(self) -> Peek:
+        """The values, read-only; looking at them here does not count as a use."""
+        return Peek(self)
+
+    # Messages for the next page.
+
+    def flash(self, message: Any, queue: str = "", allow_duplicate: bool = True) -> None:
+        """Keep a message for the next page that pops it."""
+        if allow_duplicate or message not in self.peek_flash(queue):
+            self._merge(_FLASH + queue, Kind.APPEND, [message])
+
+    def peek_flash(self, queue: str = "") -> list[Any]:
+        """Return the messages of a queue and leave them there."""
+        return list(self.get(_FLASH + queue, ()))
+
+    def pop_flash(self, queue: str = "") -> list[Any]:
+        """Return the messages of a queue and remove them; those added meanwhile stay for later."""
+        messages = self.peek_flash(queue)
+        if messages:
+            self._merge(_FLASH + queue, Kind.REMOVE, messages)
+        return messages
+
+    # Form tokens.
+
+    @property
+    def csrf_token(self) -> str:
+        """A token for a form of this session, masked anew at each call.
+
+        For a new session it makes one that is kept: a form needs a session to belong to.
+        """
+        return csrf.form_token(self._salt_of(make=True), self._env.entropy)
+
+    def check_csrf(self, token: object) -> None:
+        """Make sure that a form's token is of this session.
+
+        Raises:
+            CsrfError: it is missing, or of another session, or from before the login.
+        """
+        if not csrf.check(self._salt_of(make=False), token):
+            raise CsrfError(
+                "the form token is missing or is not of this session; load the page with the "
+                "form again and send it from there"
+            )
+
+    # For the flows: what is to be written.
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the session was looked at in any way, so that the answer depends on it."""
+        return self._load is None
+
+    @property
+    def failure(self) -> StoreUnavailable | None:
+        """Why the session could not be loaded, if it was tried and the store did not answer."""
+        return self._failure
+
+    def _collect(self) -> Changes:
+        """Return what was done to the values, all encoded.
+
+        Raises:
+            InvalidValue: a value that cannot be stored.
+        """
+        if not self._handed and not self._steps and not self._states and not self._cleared:
+            return _NO_CHANGES
+        depth = self._env.rules.max_depth
+        steps: dict[str, list[Operation]] = {}
+        for key, done in self._steps.items():
+            steps[key] = [
+                Operation(Kind.SET, codec.encode_value(self._cache[key], key=key, depth=depth))
+                if step is _PENDING
+                else step
+                for step in done
+            ]
+        for key, before in self._handed.items():
+            after = codec.encode_value(self._cache[key], key=key, depth=depth)
+            if after != before:
+                steps.setdefault(key, []).append(Operation(Kind.SET, after))
+        for key, held in self._states.items():
+            operation = held.operation()
+            if operation is not None:
+                steps.setdefault(key, []).append(operation)
+        if steps or self._cleared:
+            self._event(Event.WRITE)
+        return Changes(self._cleared, steps)
+
+    def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
+        """Stand for what was saved; what was handed out goes on to be watched."""
+        values, states, opened = self._handed, self._states, self._opened
+        for key, steps in changes.steps.items():
+            last = steps[-1]
+            if last.kind == Kind.SET and type(self._cache.get(key)) not in codec.IMMUTABLE:
+                values[key] = last.value
+            elif last.kind == Kind.STATE:
+                states[key].loaded = last.value[1]
+        cache = {key: self._cache[key] for key in values}
+        cache.update((held.info.cls, held.value) for held in states.values())
+        active = self._active
+        self._begin(record, data)
+        self._index, self._body = codec.decode_index(data)  # type: ignore[assignment]
+        self._cache, self._handed, self._states, self._active = cache, values, states, active
+        self._ends.clear()
+        self._opened = opened
+
+    # Inside.
+
+    def _value(self, name: str) -> Any:
+        """Return a field of the record as this request sees it."""
+        head = self._head
+        if name in head:
+            return head[name]
+        if self._record is not None:
+            return getattr(self._record, name)
+        return getattr(self._env.rules, name, _FRESH.get(name))
+
+    def _start(self) -> float:
+        at = self.authenticated
+        return self.created if at is None else at
+
+    def _set_limit(self, name: str, value: timedelta | float | None) -> None:
+        limit = seconds(value, f"session.{name}")
+        other = "lifetime" if name == "idle_timeout" else "idle_timeout"
+        if limit is None and self._value(other) is None:
+            raise InvalidValue(
+                f"session.{name} = None: with no {other} either, the session would never end"
+            )
+        if limit != self._value(name):
+            self._set_head(name, limit)
+
+    def _set_head(self, name: str, value: Any) -> None:
+        self._head[name] = value
+        self._active = True
+        self._event(Event.WRITE)
+
+    def _salt_of(self, *, make: bool) -> bytes:
+        self._active = True
+        if self._salt or self._record is not None:
+            return self._salt or self._record.salt  # type: ignore[union-attr]
+        if make:
+            self._salt = self._env.entropy(16)
+            self._event(Event.WRITE)
+        return self._salt
+
+    def _decode(self, key: str, packed: int) -> Any:
+        """Decode one value, and watch it if it can be changed in place."""
+        raw = codec.segment(self._data, self._body, packed)
+        try:
+            value = codec.decode_value(raw)
+        except DamagedRecord as error:
+            self._give_up(error)
+            raise KeyError(key) from None
+        self._cache[key] = value
+        if type(value) not in codec.IMMUTABLE:
+            self._handed[key] = raw
+        return value
+
+    def _put(self, key: str, value: Any) -> None:
+        self._index[key] = None
+        self._cache[key] = value
+        self._handed.pop(key, None)
+        done = self._steps.get(key)
+        # After a deletion the key comes to stand last; else it keeps its place.
+        self._steps[key] = [_DELETE, _PENDING] if done and done[0] is _DELETE else [_PENDING]
+        self._event(Event.WRITE)
+
+    def _drop(self, name: str) -> None:
+        self._index.pop(name, None)
+        self._cache.pop(name, None)
+        self._handed.pop(name, None)
+        self._steps.pop(name, None)
+        self._steps[name] = [_DELETE]
+        self._event(Event.WRITE)
+
+    def _merge(self, key: str, kind: str, operand: Any) -> Any:
+        if type(key) is not str or (key[:1] == "\0" and not key.startswith(_FLASH)):
+            raise InvalidValue(f"{kind}({key!r}): a key must be a str that does not begin with NUL")
+        depth = self._env.rules.max_depth
+        # Now, since only now it is clear what is meant; the list or set is our own copy.
+        codec.encode_value(operand, key=key, depth=depth)
+        old = self.get(key)
+        new = merge(kind, old, operand)
+        done = self._steps.setdefault(key, [])
+        if done and done[-1] is _PENDING:
+            pass
+        elif kind == Kind.ADD and done and done[-1].kind == Kind.ADD:
+            done[-1] = Operation(kind, done[-1].value + operand)
+        else:
+            if key in self._handed:
+                before = self._handed.pop(key)
+                if codec.encode_value(old, key=key, depth=depth) != before:
+                    done.append(_PENDING)
+            if not done or done[-1] is not _PENDING:
+                done.append(Operation(kind, operand))
+        if isinstance(old, (list, set)) and type(old) is type(new):
+            # In place, for whoever holds it; and watched on from here.
+            (old.__setitem__(slice(None), new) if isinstance(old, list) else old.update(new))
+            new = old
+        self._index[key] = None
+        self._cache[key] = new
+        if done[-1] is not _PENDING and type(new) not in codec.IMMUTABLE:
+            self._handed[key] = codec.encode_value(new, key=key, depth=depth)
+        self._event(Event.WRITE)
+        return new
+
+    def _state(self, cls: type[T]) -> T:
+        info = describe(cls)
+        packed = self._index.get(info.key)
+        if packed is None:
+            value = info.new()
+            held = _Held(info, value, None, info.encode(value))
+        else:
+            raw = codec.segment(self._data, self._body, packed)
+            try:
+                value = info.decode(raw)
+            except DamagedRecord as error:
+                self._give_up(error)
+                return self._state(cls)
+            # As this version encodes it: an upgrade alone is no reason to write.
+            held = _Held(info, value, raw, info.encode(value))
+        self._states[info.key] = held
+        self._cache[cls] = value  # type: ignore[index]
+        return value  # type: ignore[no-any-return]
+
+    def _set_state(self, cls: type[Any], value: Any) -> None:
+        info = describe(cls)
+        if not isinstance(value, cls):
+            raise InvalidValue(
+                f"session[{cls.__name__}] was set to a {type(value).__name__}; it must be one of "
+                "its class"
+            )
+        packed = self._index.get(info.key)
+        raw = None if packed is None else codec.segment(self._data, self._body, packed)
+        self._states[info.key] = _Held(info, value, raw, b"")
+        self._cache[cls] = value  # type: ignore[index]
+        self._event(Event.WRITE)
+
+
+_FRESH = {"user": None, "authenticated": None, "persistent": False}
+_NO_CHANGES = Changes()
+
+
+class _Held:
+    """Typed state that was handed out.
+
+    Attributes:
+        loaded: its segment in the store when it was handed out; None: there was none.
+        before: how it was encoded when it was handed out; empty: it was set anew.
+    """
+
+    __slots__ = ("before", "info", "loaded", "value")
+
+    def __init__(self, info: StateInfo, value: Any, loaded: bytes | None, before: bytes) -> None:
+        self.info = info
+        self.value = value
+        self.loaded = loaded
+        self.before = before
+
+    def operation(self) -> Operation | None:
+        """Return what was done to it, if anything.
+
+        Raises:
+            InvalidValue: it cannot be stored.
+        """
+        info, before = self.info, self.before
+        mine = info.encode(self.value)
+        if mine == before or (before and not info.changed(before, mine)):
+            return None
+        info.check(self.value, mine)
+        self.before = mine
+        return Operation(Kind.STATE, (self.loaded, mine, info.merge))
+
+
+class Peek(Mapping[str, Any]):
+    """The values of a session, for reading without counting as a use."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        """Look into that session."""
+        self._session = session
+
+    def _look(self, how: Callable[[Session], T]) -> T:
+        session = self._session
+        if session._active:
+            return how(session)
+        try:
+            return how(session)
+        finally:
+            # As if nobody had been here: the next real use is the first.
+            if not session.is_new:
+                session._active = False
+                del session._index
+
+    @overload
+    def __getitem__(self, key: str) -> Any: ...
+    @overload
+    def __getitem__(self, key: type[T]) -> T: ...
+    def __getitem__(self, key: Any) -> Any:
+        """Return a value, or typed state."""
+        return self._look(lambda session: session[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return self._look(iter)
+
+    def __len__(self) -> int:
+        return self._look(len)
+
+    @property
+    def user(self) -> str | None:
+        """Who is logged in."""
+        return self._session._value("user")  # type: ignore[no-any-return]
+
+
+def _delta(value: float | None) -> timedelta | None:
+    return None if value is None else timedelta(seconds=value)

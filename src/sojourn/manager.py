@@ -1,0 +1,453 @@
+"""The session manager: settings, store and driver; the one object that an integration talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sojourn.core import flows
+from sojourn.core.calls import Count, Flow
+from sojourn.core.cookie import CookieSettings, tokens_in
+from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
+from sojourn.core.record import Client, Record
+from sojourn.core.rules import Environment, Rules
+from sojourn.core.sealing import Sealer
+from sojourn.core.session import Opened, Session
+from sojourn.core.token import Entropy, is_sid
+from sojourn.drivers import arun, run
+from sojourn.errors import ConfigurationError, StoreUnavailable
+from sojourn.stores import open_async_store, open_store
+from sojourn.stores.base import AsyncStore, Store
+
+__all__ = ["Committed", "SessionManager"]
+
+T = TypeVar("T")
+Committed = flows.Committed
+
+log = logging.getLogger("sojourn")
+
+_LEVELS = {
+    "damaged": logging.WARNING,
+    "suspicious": logging.WARNING,
+    "two cookies": logging.WARNING,
+    "dropped": logging.INFO,
+}
+_DEFAULT = NIST_800_63B_4_AAL2
+_LOGGED_DAMAGE = 1000
+
+
+class SessionManager:
+    """Opens the session of a request and commits what was done to it.
+
+    One manager serves blocking and asynchronous code at once; methods that touch the store exist
+    in both forms, the asynchronous one with an `a` in front.
+
+    Attributes:
+        counters: what happened since the start, by name: created, renewed, ended, written,
+            retries (another request was first, and the changes were merged), overwritten (keys
+            set by two requests at once), dropped (writes that came too late), damaged,
+            suspicious, refused, store errors.
+    """
+
+    def __init__(
+        self,
+        store: str | Store | AsyncStore = "memory://",
+        *,
+        expiry: Expiry | None = None,
+        idle_timeout: timedelta | float | None = _DEFAULT.idle_timeout,
+        lifetime: timedelta | float | None = _DEFAULT.lifetime,
+        touch_interval: timedelta | float | None = None,
+        grace: timedelta | float = 10.0,
+        tombstone: timedelta | float | None = timedelta(days=1),
+        seal_keys: Sequence[bytes | str] = (),
+        max_bytes: int = 1024 * 1024,
+        max_keys: int = 1000,
+        max_depth: int = 64,
+        on_conflict: str = "last",
+        on_store_error: str = "raise",
+        commit_on_error: bool = False,
+        cookie_name: str = "id",
+        cookie_secure: bool | None = None,
+        cookie_domain: str | None = None,
+        cookie_path: str = "/",
+        cookie_samesite: str = "Lax",
+        cookie_partitioned: bool = False,
+        clock: Callable[[], float] = time.time,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        """Check all settings; the store is opened when it is first needed.
+
+        Args:
+            store: a URL ("sqlite:///sessions.db", see `sojourn.stores.open_store`), or a store.
+            expiry: a named pair of limits, such as `Expiry.NIST_800_63B_4_AAL3`, in place of the
+                two that follow.
+            idle_timeout: how long a session lives without being used (default 1 hour); None: no
+                such limit.
+            lifetime: how long it lives after creation or login in any case (default 24 hours).
+            touch_interval: how long it must have gone unseen before a mere use is written
+                (default: a twentieth of the idle timeout).
+            grace: how long the old cookie works after a renewal.
+            tombstone: how long the reason of an ended session is kept; None: not at all.
+            seal_keys: keys that the data is sealed with at rest, newest first; see `Sealer`.
+            max_bytes, max_keys, max_depth: of the values of one session.
+            on_conflict: "last": where two requests set the same key at once, the last commit
+                wins; "raise": the later one fails with `Conflict`.
+            on_store_error: "raise": a request that needs the store gets `StoreUnavailable` (a
+                503); "continue": it goes on with an empty session that is not kept.
+            commit_on_error: whether a request that ends in an unhandled exception is committed.
+            cookie_name, ...: see `CookieSettings`.
+            clock, entropy: the time in UTC seconds, and random bytes.
+
+        Raises:
+            ConfigurationError: with everything that is wrong.
+        """
+        faults: list[str] = []
+
+        def checked(make: Callable[[], T]) -> T | None:
+            try:
+                return make()
+            except ConfigurationError as error:
+                faults.append(str(error))
+                return None
+
+        if expiry is not None:
+            given = (idle_timeout, lifetime) != (_DEFAULT.idle_timeout, _DEFAULT.lifetime)
+            if given:
+                faults.append("expiry is given together with idle_timeout or lifetime; give one")
+            idle_timeout, lifetime = expiry.idle_timeout, expiry.lifetime
+        idle = checked(lambda: seconds(idle_timeout, "idle_timeout"))
+        life = checked(lambda: seconds(lifetime, "lifetime"))
+        if idle_timeout is None and lifetime is None:
+            faults.append("idle_timeout and lifetime are both None; a session must end some time")
+        shortest = min((limit for limit in (idle, life) if limit), default=1.0)
+        touch = checked(lambda: seconds(touch_interval, "touch_interval"))
+        if touch is None:
+            touch = (idle or shortest) / 20
+        elif touch >= shortest:
+            faults.append(
+                f"touch_interval is {touch:g} s; it must be shorter than the limits "
+                f"({shortest:g} s), or sessions in use would end"
+            )
+        for name, value in (("grace", grace), ("tombstone", tombstone)):
+            if value:
+                checked(lambda value=value, name=name: seconds(value, name))  # type: ignore[misc]
+        for name, number in (
+            ("max_bytes", max_bytes),
+            ("max_keys", max_keys),
+            ("max_depth", max_depth),
+        ):
+            if type(number) is not int or number < 1:
+                faults.append(f"{name} is {number!r}; it must be an int above 0")
+        if type(max_depth) is int and max_depth > 200:
+            faults.append(f"max_depth is {max_depth}; it must be 200 at most")
+        if on_conflict not in ("last", "raise"):
+            faults.append(f"on_conflict is {on_conflict!r}; it must be 'last' or 'raise'")
+        if on_store_error not in ("raise", "continue"):
+            faults.append(f"on_store_error is {on_store_error!r}; it must be 'raise' or 'continue'")
+        sealer = checked(lambda: Sealer(seal_keys)) if seal_keys else None
+        cookie = checked(
+            lambda: CookieSettings(
+                cookie_name,
+                secure=cookie_secure,
+                domain=cookie_domain,
+                path=cookie_path,
+                samesite=cookie_samesite,
+                partitioned=cookie_partitioned,
+            )
+        )
+        if faults or cookie is None:
+            raise ConfigurationError("; ".join(faults))
+        self.cookie: CookieSettings = cookie
+        self.commit_on_error = commit_on_error
+        self.counters: Counter[str] = Counter()
+        self._continue = on_store_error == "continue"
+        self._env = Environment(
+            Rules(
+                idle_timeout=idle,
+                lifetime=life,
+                touch_interval=touch,
+                grace=seconds(grace, "grace") or 0.0 if grace else 0.0,
+                tombstone=seconds(tombstone, "tombstone") or 0.0 if tombstone else 0.0,
+                max_bytes=max_bytes,
+                max_keys=max_keys,
+                max_depth=max_depth,
+                keep_conflicts=on_conflict == "last",
+                sealer=sealer,
+            ),
+            clock,
+            entropy,
+        )
+        self._given = store
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._astore: AsyncStore | None = None
+        self._damage_seen: set[str] = set()
+
+    # The store, in the colour that is needed.
+
+    @property
+    def store(self) -> Store:
+        """The blocking store; opened on first use.
+
+        Raises:
+            ConfigurationError: the manager was given an asynchronous one.
+        """
+        store = self._store
+        return store if store is not None else self._open_store()
+
+    def _open_store(self) -> Store:
+        with self._lock:
+            if self._store is None:
+                given = self._given
+                if isinstance(given, str):
+                    self._store = open_store(given)
+                elif inspect.iscoroutinefunction(given.load):
+                    raise ConfigurationError(
+                        f"{type(given).__name__} is an asynchronous store, and this code is "
+                        "blocking; give SessionManager the URL, or a blocking store"
+                    )
+                else:
+                    self._store = given  # type: ignore[assignment]
+            return self._store  # type: ignore[return-value]
+
+    @property
+    def astore(self) -> AsyncStore:
+        """The asynchronous store; opened on first use. A blocking one is run in threads."""
+        store = self._astore
+        return store if store is not None else self._open_astore()
+
+    def _open_astore(self) -> AsyncStore:
+        from sojourn.stores.threaded import ThreadedStore
+
+        with self._lock:
+            if self._astore is None:
+                given = self._given
+                if self._store is not None:
+                    # One and the same: a memory store opened twice would be two.
+                    self._astore = ThreadedStore(self._store)
+                elif isinstance(given, str):
+                    self._astore = open_async_store(given)
+                    if isinstance(self._astore, ThreadedStore):
+                        self._store = self._astore.store
+                elif inspect.iscoroutinefunction(given.load):
+                    self._astore = given  # type: ignore[assignment]
+                else:
+                    self._store = given  # type: ignore[assignment]
+                    self._astore = ThreadedStore(self._store)  # type: ignore[arg-type]
+            return self._astore  # type: ignore[return-value]
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow on the store, blocking."""
+        return run(flow, self.store)
+
+    async def arun(self, flow: Flow[T]) -> T:
+        """Run a flow on the store, on the event loop."""
+        return await arun(flow, self.astore)
+
+    def close(self) -> None:
+        """Close the blocking store."""
+        if self._store is not None:
+            self._store.close()
+
+    async def aclose(self) -> None:
+        """Close both stores."""
+        if self._astore is not None:
+            await self._astore.close()
+        self.close()
+
+    # A request, blocking.
+
+    def session(
+        self, cookie: str = "", *, https: bool = False, client: Client | None = None
+    ) -> Session:
+        """Return the session of a request; it is loaded when it is first used.
+
+        Args:
+            cookie: the Cookie header, latin-1.
+            https: whether the request came by https.
+            client: who makes it.
+        """
+        return Session(self._env, lambda: self.open(cookie, https, client))
+
+    def open(self, cookie: str, https: bool, client: Client | None = None) -> Opened:
+        """Find what a request's cookie opens.
+
+        Raises:
+            StoreUnavailable: unless such requests are to go on.
+        """
+        tokens = tokens_in(cookie, self.cookie.names[self.cookie.is_secure(https)])
+        if not tokens:
+            return Opened(self._env.clock(), client=client or _NOBODY)
+        try:
+            return self.run(flows.open_session(tokens, client or _NOBODY, self._env))
+        except StoreUnavailable as error:
+            return self._without(error)
+
+    def commit(self, session: Session) -> Committed:
+        """Write what was done to a session; see `flows.commit` for what it raises."""
+        try:
+            done = self.run(flows.commit(session, self._env))
+        except StoreUnavailable as error:
+            done = self._uncommitted(error)
+        self._note(done)
+        return done
+
+    # The same on an event loop.
+
+    async def asession(
+        self, cookie: str = "", *, https: bool = False, client: Client | None = None
+    ) -> Session:
+        """Return the session of a request.
+
+        It is loaded now if a cookie came, unless the store's reads are so brief that they can be
+        made on the loop when the session is first used. Where the store does not answer, the
+        error is raised when the session is first used, so that a page without it works.
+        """
+        tokens = tokens_in(cookie, self.cookie.names[self.cookie.is_secure(https)])
+        env, who = self._env, client or _NOBODY
+        if not tokens:
+            return Session(env, lambda: Opened(env.clock(), client=who))
+        store = self.astore
+        if store.promises.inline and self._store is not None:
+            blocking = self._store
+            return Session(
+                env, lambda: self._inline(flows.open_session(tokens, who, env), blocking)
+            )
+        try:
+            opened = await arun(flows.open_session(tokens, who, env), store)
+        except StoreUnavailable as error:
+            failure = error
+            return Session(env, lambda: self._without(failure))
+        return Session(env, lambda: opened)
+
+    def _inline(self, flow: Flow[Opened], store: Store) -> Opened:
+        try:
+            return run(flow, store)
+        except StoreUnavailable as error:
+            return self._without(error)
+
+    async def acommit(self, session: Session) -> Committed:
+        """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""
+        if not session.loaded:
+            return _NOTHING_DONE
+        try:
+            done = await _finish(arun(flows.commit(session, self._env), self.astore))
+        except StoreUnavailable as error:
+            done = self._uncommitted(error)
+        self._note(done)
+        return done
+
+    # Users and operators.
+
+    def end(self, sid: str, reason: str = "operator") -> bool:
+        """End one session for good; returns whether this call did it."""
+        done = self.run(flows.end(_sid(sid), reason, self._env))
+        self.counters["ended"] += done
+        return done
+
+    async def aend(self, sid: str, reason: str = "operator") -> bool:
+        """As `end`."""
+        done = await self.arun(flows.end(_sid(sid), reason, self._env))
+        self.counters["ended"] += done
+        return done
+
+    def end_all(self, user: str, *, keep: str | None = None, reason: str = "user") -> list[str]:
+        """End all sessions of a user, but the one whose sid is `keep`; returns their sids.
+
+        A login that is in flight does not survive it either.
+        """
+        ended = self.run(flows.end_all_of(user, keep, reason, self._env))
+        self.counters["ended"] += len(ended)
+        return ended
+
+    async def aend_all(
+        self, user: str, *, keep: str | None = None, reason: str = "user"
+    ) -> list[str]:
+        """As `end_all`."""
+        ended = await self.arun(flows.end_all_of(user, keep, reason, self._env))
+        self.counters["ended"] += len(ended)
+        return ended
+
+    def of_user(self, user: str) -> list[Record]:
+        """Return the live sessions of a user, as records, the one seen last first."""
+        return self.run(flows.records_of(user, self._env))
+
+    async def aof_user(self, user: str) -> list[Record]:
+        """As `of_user`."""
+        return await self.arun(flows.records_of(user, self._env))
+
+    def count(self, user: str | None = None) -> int:
+        """Return how many sessions there are, also those past their deadline and not yet swept."""
+        return self.store.count(user)
+
+    async def acount(self, user: str | None = None) -> int:
+        """As `count`."""
+        return await self.arun(_count(user))
+
+    # Inside.
+
+    def _without(self, error: StoreUnavailable) -> Opened:
+        self.counters["store errors"] += 1
+        if not self._continue:
+            raise error
+        log.error("the request goes on without a session: %s", error)
+        return Opened(self._env.clock(), shadow=True)
+
+    def _uncommitted(self, error: StoreUnavailable) -> Committed:
+        self.counters["store errors"] += 1
+        if not self._continue:
+            raise error
+        log.error("what the request did to its session is lost: %s", error)
+        return Committed(dropped="store", events=[])
+
+    def _note(self, done: Committed) -> None:
+        counters = self.counters
+        if done.wrote:
+            counters["written"] += 1
+        if done.retries:
+            counters["retries"] += done.retries
+            counters["overwritten"] += len(done.overwritten)
+        if not done.events:
+            return
+        for event, sid, detail in done.events:
+            counters[event] += 1
+            if event == "damaged":
+                # A visitor with a damaged session comes again and again: one line is enough.
+                if sid in self._damage_seen:
+                    continue
+                if len(self._damage_seen) < _LOGGED_DAMAGE:
+                    self._damage_seen.add(sid)
+            log.log(_LEVELS.get(event, logging.DEBUG), "session %s %s: %s", sid, event, detail)
+
+
+_NOBODY = Client()
+_NOTHING_DONE = Committed()
+
+
+async def _finish(awaitable: Coroutine[Any, Any, T]) -> T:
+    """Await to the end, also when the caller is cancelled in the middle; then be cancelled."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            await asyncio.wait([task])
+        raise
+
+
+def _count(user: str | None) -> Flow[int]:
+    return (yield Count(user))  # type: ignore[no-any-return]
+
+
+def _sid(sid: str) -> str:
+    if not is_sid(sid):
+        raise ConfigurationError(f"{sid!r} is not a sid; it must be 22 characters of base64url")
+    return sid

@@ -1,0 +1,71 @@
+"""What a session adds to the headers of an answer: plain lists in, plain lists out.
+
+Sources: RFC 6265bis (Set-Cookie), RFC 9111 sections 3 and 4.1 (no-store, private, Vary), OWASP
+ASVS 5.0 14.3.2 (no-store beside a session cookie), 14.3.1 (Clear-Site-Data at logout).
+"""
+
+from __future__ import annotations
+
+from sojourn.core.cookie import CookieSettings
+from sojourn.manager import Committed
+
+__all__ = ["Headers", "with_session"]
+
+Headers = list[tuple[str, str]]
+
+
+def with_session(headers: Headers, done: Committed, cookie: CookieSettings, https: bool) -> Headers:
+    """Return the headers of an answer for which the session was looked at.
+
+    Args:
+        headers: those of the application; names in any case.
+        done: what the commit did.
+        cookie: name and attributes of the cookie.
+        https: whether the request came by https.
+
+    Raises:
+        ConfigurationError: the cookie is longer than browsers take.
+    """
+    secure = cookie.is_secure(https)
+    set_cookie = None
+    if done.token is not None:
+        set_cookie = cookie.set(str(done.token), done.max_age, secure)
+    elif done.cleared:
+        set_cookie = cookie.clear(secure)
+    caching: list[str] = []
+    varies = False
+    out: Headers = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower == "cache-control":
+            caching.append(value)
+            continue
+        if lower == "vary" and ("*" in value or "cookie" in value.lower()):
+            varies = True
+        out.append((name, value))
+    if not varies:
+        out.append(("Vary", "Cookie"))
+    out.append(("Cache-Control", _private(caching, no_store=set_cookie is not None)))
+    if set_cookie is not None:
+        out.append(("Set-Cookie", set_cookie))
+    if done.cleared and https:
+        # "cookies" would also take away the cookie of the new session that this answer sets.
+        what = '"cookies", "storage"' if done.token is None else '"storage"'
+        out.append(("Clear-Site-Data", what))
+    return out
+
+
+def _private(caching: list[str], *, no_store: bool) -> str:
+    """Return Cache-Control so that no shared cache keeps the answer; and none at all `no_store`."""
+    if no_store:
+        return "no-store, private"
+    if not caching:
+        return "private"
+    kept = []
+    for part in ",".join(caching).split(","):
+        part = part.strip()
+        name = part.partition("=")[0].strip().lower()
+        # What allows or speaks to shared caches has to go; `private` itself is set below, whole.
+        if part and name not in ("public", "s-maxage", "private", "proxy-revalidate"):
+            kept.append(part)
+    return ", ".join([*kept, "private"])

@@ -1,0 +1,211 @@
+"""WSGI: `SessionMiddleware(app, sessions)`; the application finds `environ["sojourn.session"]`.
+
+The session is loaded when it is first used. It is committed when the application has produced the
+first bytes of its answer, or returned, before the head of the answer leaves; and again when the
+body ends or the client is gone, if the body changed something.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sojourn.core.record import Client
+from sojourn.core.session import Opened, Session, Status
+from sojourn.errors import Conflict, SojournError, StoreUnavailable
+from sojourn.manager import SessionManager
+from sojourn.web.failure import failure_of
+from sojourn.web.headers import with_session
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["KEY", "SessionMiddleware"]
+
+KEY = "sojourn.session"
+"""The key of the session in the WSGI environment."""
+
+log = logging.getLogger("sojourn")
+
+
+class SessionMiddleware:
+    """A WSGI application around another, with a session."""
+
+    def __init__(self, app: WSGIApplication, sessions: SessionManager) -> None:
+        """Serve `app`, with sessions of `sessions`."""
+        self.app = app
+        self.sessions = sessions
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        sessions = self.sessions
+        request = _Request(sessions, environ, start_response)
+        session = request.session = Session(sessions._env, request.open)
+        environ[KEY] = session
+        try:
+            result = self.app(environ, request.start)
+        except StoreUnavailable as error:
+            if request.sent or error is not session.failure:
+                raise
+            return request.fail(error)
+        except Exception:
+            if sessions.commit_on_error and session.loaded and not request.sent:
+                sessions.commit(session)
+            raise
+        if type(result) is list or type(result) is tuple:
+            # The whole body is there, and nothing of the application runs after this.
+            failed = request.send_head()
+            return result if failed is None else failed
+        return _Body(request, result)
+
+
+class _Request:
+    """One request: holds the head back until the session is committed."""
+
+    __slots__ = (
+        "environ",
+        "head",
+        "sent",
+        "session",
+        "sessions",
+        "start_response",
+        "write",
+    )
+
+    session: Session
+
+    def __init__(
+        self, sessions: SessionManager, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> None:
+        self.sessions = sessions
+        self.environ = environ
+        self.start_response = start_response
+        self.head: tuple[str, list[tuple[str, str]], Any] | None = None
+        self.sent = False
+        self.write: Callable[[bytes], object] | None = None
+
+    @property
+    def https(self) -> bool:
+        return bool(self.environ.get("wsgi.url_scheme") == "https")
+
+    def open(self) -> Opened:
+        """Find the session of the request; called on its first use."""
+        environ = self.environ
+        client = Client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_USER_AGENT", ""))
+        return self.sessions.open(environ.get("HTTP_COOKIE", ""), self.https, client)
+
+    def start(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        """Take the application's head (PEP 3333's start_response)."""
+        if exc_info is not None and self.sent:
+            # Too late to change anything: the server raises it.
+            return self.start_response(status, headers, exc_info)
+        if exc_info is None and self.head is not None:
+            raise AssertionError("start_response was called a second time without exc_info")
+        self.head = (status, headers, exc_info)
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        if not self.sent:
+            failed = self.send_head()
+            if failed is not None:
+                raise StoreUnavailable("the session could not be written; the client was told so")
+        assert self.write is not None
+        self.write(data)
+
+    def send_head(self) -> list[bytes] | None:
+        """Commit, then send the head; returns the body of an answer of ours where that fails."""
+        if self.sent or self.head is None:
+            return None
+        status, headers, exc_info = self.head
+        session, sessions = self.session, self.sessions
+        if session.failure is not None and status[:1] == "5":
+            # The application made an error page of its own out of the store's failure.
+            return self.fail(session.failure)
+        if session.loaded and (exc_info is None or sessions.commit_on_error):
+            try:
+                done = sessions.commit(session)
+            except (StoreUnavailable, Conflict) as error:
+                return self.fail(error)
+            headers = with_session(headers, done, sessions.cookie, self.https)
+        self.sent = True
+        if exc_info is None:
+            self.write = self.start_response(status, headers)
+        else:
+            self.write = self.start_response(status, headers, exc_info)
+        return None
+
+    def fail(self, error: SojournError) -> list[bytes]:
+        """Answer with an error of ours."""
+        log.error("%s %s: %s", self.environ.get("REQUEST_METHOD"), self._path(), error)
+        number, reason, headers, body = failure_of(error)
+        self.sent = True
+        self.write = self.start_response(f"{number} {reason}", headers)
+        return [body]
+
+    def _path(self) -> str:
+        return repr(self.environ.get("PATH_INFO", ""))
+
+    def finish(self) -> None:
+        """Commit what the body changed; the head has left, so a failure can only be logged."""
+        session = self.session
+        if not session.loaded:
+            return
+        if session.is_new and session.status == Status.STARTED:
+            log.error(
+                "%s: the session was first written to after the head of the answer had left; no "
+                "cookie can be set any more, so it is not kept",
+                self._path(),
+            )
+            return
+        try:
+            self.sessions.commit(session)
+        except SojournError as error:
+            log.error("%s: what the body changed is lost: %s", self._path(), error)
+
+
+class _Body:
+    """A body that is produced bit by bit: the head goes with its first bytes."""
+
+    __slots__ = ("_chunks", "_close", "_request")
+
+    def __init__(self, request: _Request, result: Iterable[bytes]) -> None:
+        self._request = request
+        self._chunks = iter(result)
+        self._close = getattr(result, "close", None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._request.sent:
+            return next(self._chunks)
+        return self._first()
+
+    def _first(self) -> bytes:
+        """Let the application come to its first bytes, or to its end, then send the head."""
+        request = self._request
+        try:
+            chunk = next((chunk for chunk in self._chunks if chunk), b"")
+            failed = request.send_head()
+        except StoreUnavailable as error:
+            if error is not request.session.failure or request.sent:
+                raise
+            failed = request.fail(error)
+        if failed is not None:
+            self._chunks = iter(())
+            return failed[0]
+        if not chunk:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Called by the server at the end, also when the client has gone."""
+        try:
+            if self._close is not None:
+                self._close()
+        finally:
+            if self._request.sent:
+                self._request.finish()

@@ -118,9 +118,7 @@ _DURABLE = (
     "CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
     "ELSE 'on' END, true)) "
 )
-_RELAXED = (
-    "WITH relaxed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
-)
+_RELAXED = "WITH relaxed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)) "
 _TOUCH = "SET seen = %s, deadline = %s, version = version + 1"
 _IF_CURRENT = "sid = %s AND version = %s AND status IN (0, 3)"
 
@@ -323,7 +321,7 @@ class AsyncPostgresqlStore(AsyncSqlStore):
             await raw.set_autocommit(True)
             return _AsyncConnection(raw, timeout)
 
-        pool = AsyncPool(opened, pool_size, timeout)
+        pool: AsyncPool[_AsyncConnection] = AsyncPool(opened, pool_size, timeout)
         super().__init__(Postgresql(relaxed_touches), pool)
 
 

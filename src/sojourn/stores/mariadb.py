@@ -1,0 +1,646 @@
+"""Records in MariaDB 10.6 or newer, by PyMySQL (blocking) and asyncmy (asynchronous).
+
+`docs/stores/mariadb.md` has the promises, the plans of the statements and the settings;
+`docs/decisions/0031-mariadb-drivers.md` why these drivers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import asyncmy
+import msgspec
+import pymysql
+from asyncmy import errors as asyncmy_errors
+from pymysql.constants import CLIENT, ER
+
+from sojourn.core.record import Record
+from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
+from sojourn.stores.base import Promises
+from sojourn.stores.sql import (
+    COLUMNS,
+    Answer,
+    AsyncPool,
+    AsyncSqlStore,
+    ConnectionLost,
+    Dialect,
+    EngineSource,
+    Pool,
+    Row,
+    Settings,
+    Source,
+    SqlStore,
+    Statement,
+    Steps,
+    settings_of,
+)
+
+__all__ = ["AsyncMariadbStore", "Mariadb", "MariadbStore", "afrom_url", "from_url", "schema"]
+
+_log = logging.getLogger("sojourn.stores.mariadb")
+
+_SETTINGS = ("timeout", "pool_size")
+_DRIVER_SETTINGS = ("ssl", "ssl_ca", "ssl_cert", "ssl_key", "unix_socket")
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """\
+CREATE TABLE IF NOT EXISTS sojourn_sessions (
+    sid VARCHAR(22) NOT NULL,
+    secret_hash VARBINARY(64) NOT NULL,
+    version BIGINT NOT NULL,
+    created DOUBLE NOT NULL,
+    seen DOUBLE NOT NULL,
+    deadline DOUBLE NOT NULL,
+    idle_timeout DOUBLE,
+    lifetime DOUBLE,
+    data LONGBLOB NOT NULL,
+    user_name VARCHAR(512),
+    authenticated DOUBLE,
+    generation BIGINT NOT NULL,
+    previous_hash VARBINARY(64) NOT NULL,
+    previous_generation BIGINT NOT NULL,
+    grace_until DOUBLE NOT NULL,
+    salt VARBINARY(64) NOT NULL,
+    persistent TINYINT NOT NULL,
+    address TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    commits VARBINARY(1024) NOT NULL,
+    status TINYINT NOT NULL CHECK (status BETWEEN 0 AND 3),
+    reason TEXT NOT NULL,
+    attempts BIGINT NOT NULL,
+    due DOUBLE NOT NULL,
+    PRIMARY KEY (sid),
+    KEY sojourn_sessions_due (due),
+    KEY sojourn_sessions_user (user_name, sid, status),
+    KEY sojourn_sessions_status (status, sid)
+) ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin""",
+    ),
+)
+"""What takes a schema from each version, its place in the row, to the next one.
+
+MariaDB commits at each statement of this kind, so each has to bear a repetition.
+"""
+
+META = "CREATE TABLE IF NOT EXISTS sojourn_meta (version INTEGER NOT NULL) ENGINE=InnoDB"
+
+
+def schema() -> str:
+    """Return the SQL that makes the schema, to be run by whoever may make tables."""
+    statements = [META, *(text for step in MIGRATIONS for text in step)]
+    statements.append(f"INSERT INTO sojourn_meta (version) VALUES ({len(MIGRATIONS)})")
+    return "".join(f"{text};\n" for text in statements)
+
+
+# A result's columns cost PyMySQL more than the whole rest of a read, so for it all but the data
+# travel as one: a JSON array, in the order of the fields, bytes in hexadecimal.
+_BYTES = {"secret_hash", "previous_hash", "salt", "commits"}
+_PACKED = (
+    "json_array("
+    + ", ".join(f"hex({name})" if name in _BYTES else name for name in COLUMNS if name != "data")
+    + "), data"
+)
+_Head = tuple[
+    str,  # sid
+    str,  # secret_hash
+    int,  # version
+    float,  # created
+    float,  # seen
+    float,  # deadline
+    float | None,  # idle_timeout
+    float | None,  # lifetime
+    str | None,  # user
+    float | None,  # authenticated
+    int,  # generation
+    str,  # previous_hash
+    int,  # previous_generation
+    float,  # grace_until
+    str,  # salt
+    int,  # persistent
+    str,  # address
+    str,  # agent
+    str,  # commits
+    int,  # status
+    str,  # reason
+    int,  # attempts
+]
+_head = msgspec.json.Decoder(_Head)
+
+_ALL = ", ".join(COLUMNS)
+_SET = ", ".join(f"{name} = %s" for name in COLUMNS[1:])
+_IF_CURRENT = "sid = %s AND version = %s AND status IN (0, 3)"
+
+_LARGE = 1 << 18
+"""From this size on it is looked whether data fits into a packet; the least packet is larger."""
+
+
+class Mariadb(Dialect):
+    """MariaDB's statements.
+
+    An UPDATE assigns from left to right and sees what it has assigned, so `status` comes last.
+    """
+
+    name = "MariaDB"
+    migrations = MIGRATIONS
+    selected = _ALL
+    largest: int | None = None
+    """The server's max_allowed_packet."""
+
+    load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    # Not INSERT IGNORE, which would also turn values that do not fit into others that do.
+    create = Statement(
+        f"INSERT INTO sojourn_sessions ({_ALL}, due) "
+        f"VALUES ({', '.join(['%s'] * (len(COLUMNS) + 1))})"
+    )
+    replace = Statement(
+        f"UPDATE sojourn_sessions SET {_SET}, due = least(due, %s) WHERE {_IF_CURRENT}"
+    )
+    touch = Statement(
+        "UPDATE sojourn_sessions SET seen = %s, deadline = %s, version = version + 1 "
+        f"WHERE {_IF_CURRENT}"
+    )
+    end = Statement(
+        "UPDATE sojourn_sessions SET reason = CASE status WHEN 1 THEN reason ELSE %s END, "
+        "version = CASE status WHEN 1 THEN version ELSE version + 1 END, "
+        "due = %s, status = 1 WHERE sid = %s AND status <> 2"
+    )
+    bury = Statement(
+        "UPDATE sojourn_sessions SET reason = CASE reason WHEN '' THEN %s ELSE reason END, "
+        "version = version + 1, seen = %s, deadline = %s, due = %s, data = '', commits = '', "
+        "salt = '', user_name = NULL, status = 2 WHERE sid = %s AND status <> 2"
+    )
+    remove = Statement("DELETE FROM sojourn_sessions WHERE sid = %s")
+    look = Statement(
+        "SELECT sid, status, deadline FROM sojourn_sessions FORCE INDEX (sojourn_sessions_due) "
+        "WHERE due <= %s ORDER BY due LIMIT %s FOR UPDATE SKIP LOCKED",
+        rows=True,
+    )
+
+    def __init__(self) -> None:
+        """Take the statements."""
+        self.version = len(self.migrations)
+
+    def record(self, row: Row) -> Record:
+        """Make a record: the columns are its fields, but that MariaDB has no booleans."""
+        return Record(*row[:16], row[16] != 0, *row[17:])
+
+    def check(self, record: Record) -> None:
+        """As `Dialect.check`; MariaDB cuts the connection when a statement is too long."""
+        super().check(record)
+        size = len(record.data)
+        if size < _LARGE or self.largest is None:
+            return
+        # As text, each of these is sent with a backslash before it.
+        size += sum(map(record.data.count, (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")))
+        if size + 65_536 > self.largest:
+            raise InvalidValue(
+                f"a session of {len(record.data)} bytes makes a statement of about {size}, and "
+                f"the server takes {self.largest}: raise max_allowed_packet on the server, or "
+                "keep less in the session"
+            )
+
+    def page(self, now: float, lease: float, limit: int) -> Steps[tuple[list[Record], int]]:
+        """As `Dialect.page`, in one short transaction."""
+        yield Statement("START TRANSACTION"), ()
+        rows, _ = yield self.look, (now, limit)
+        moved, removed, claimed = [], [], []
+        for sid, status, deadline in rows:
+            if status != 1 and deadline > now:
+                moved.append(sid)
+            elif status >= 2:
+                removed.append(sid)
+            else:
+                claimed.append(sid)
+        records = []
+        if moved:
+            yield self._among("UPDATE sojourn_sessions SET due = deadline", moved), tuple(moved)
+        if removed:
+            yield self._among("DELETE FROM sojourn_sessions", removed), tuple(removed)
+        if claimed:
+            claim = self._among(
+                "UPDATE sojourn_sessions SET version = version + 1, attempts = attempts + 1, "
+                "due = %s, status = 1",
+                claimed,
+            )
+            yield claim, (now + lease, *claimed)
+            again = self._among(f"SELECT {self.selected} FROM sojourn_sessions", claimed, rows=True)
+            found, _ = yield again, tuple(claimed)
+            records = [self.record(row) for row in found]
+        yield Statement("COMMIT"), ()
+        return records, len(rows)
+
+    @staticmethod
+    def _among(text: str, sids: Sequence[str], rows: bool = False) -> Statement:
+        places = ", ".join(["%s"] * len(sids))
+        return Statement(f"{text} WHERE sid IN ({places})", rows=rows)
+
+    def prepare(self) -> Steps[None]:
+        """As `Dialect.prepare`; a lock of the server holds off other processes."""
+        rows, _ = yield (
+            Statement(
+                "SELECT version(), database(), @@sql_mode, @@max_allowed_packet, "
+                "@@innodb_flush_log_at_trx_commit, (SELECT count(*) "
+                "FROM information_schema.tables "
+                "WHERE table_schema = database() AND table_name = 'sojourn_meta')",
+                rows=True,
+            ),
+            (),
+        )
+        release, database, mode, packet, flush, is_there = rows[0]
+        self._judge(release, database, mode)
+        if flush != 1:
+            _log.warning(
+                "innodb_flush_log_at_trx_commit is %s: sessions, and logouts, that were "
+                "acknowledged may be lost when the server fails; set it to 1",
+                flush,
+            )
+        self.largest = int(packet)
+        if is_there and (yield from self._found()) == self.version:
+            return
+        lock = Statement(
+            "SELECT get_lock(concat('sojourn.', md5(database())), @@innodb_lock_wait_timeout)",
+            rows=True,
+        )
+        rows, _ = yield lock, ()
+        if rows[0][0] != 1:
+            raise StoreUnavailable("another process has been at the tables of Sojourn for too long")
+        yield Statement(META), ()
+        found = yield from self._found()
+        for number, migration in enumerate(self.migrations[found:], found + 1):
+            for text in migration:
+                yield Statement(text), ()
+            if number == 1:
+                yield Statement("INSERT INTO sojourn_meta (version) VALUES (1)"), ()
+            else:
+                yield Statement("UPDATE sojourn_meta SET version = %s"), (number,)
+        yield (
+            Statement("SELECT release_lock(concat('sojourn.', md5(database())))", rows=True),
+            (),
+        )
+
+    def _judge(self, release: str, database: str | None, mode: str) -> None:
+        """Raise `ConfigurationError` with everything that is wrong with a server or connection."""
+        faults = []
+        numbers = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+        if "mariadb" not in release.lower() or numbers < (10, 6):
+            faults.append(f"the server is {release}; it must be MariaDB 10.6 or newer")
+        if database is None:
+            faults.append("no database is named; put it at the end of the URL")
+        if "STRICT_ALL_TABLES" not in mode and "STRICT_TRANS_TABLES" not in mode:
+            faults.append(
+                f"the connection's sql_mode is {mode!r}, in which values are cut to fit; add "
+                "STRICT_ALL_TABLES"
+            )
+        if faults:
+            raise ConfigurationError("; ".join(faults))
+
+    def _found(self) -> Steps[int]:
+        """Return the version of the schema that is there, 0 for none."""
+        rows, _ = yield Statement("SELECT max(version) FROM sojourn_meta", rows=True), ()
+        found = rows[0][0] or 0
+        if found > self.version:
+            raise ConfigurationError(
+                f"the tables of Sojourn in MariaDB are of version {found}, and this release of "
+                f"Sojourn knows versions up to {self.version}: install the newer release"
+            )
+        return int(found)
+
+
+class PackedMariadb(Mariadb):
+    """The same for PyMySQL: a row has two columns, a JSON array and the data."""
+
+    selected = _PACKED
+    load = Statement(f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True)
+
+    def record(self, row: Row) -> Record:
+        """Make a record of the JSON array and the data."""
+        head = _head.decode(row[0])
+        return Record(
+            head[0],
+            bytes.fromhex(head[1]),
+            *head[2:8],
+            row[1],
+            *head[8:11],
+            bytes.fromhex(head[11]),
+            head[12],
+            head[13],
+            bytes.fromhex(head[14]),
+            head[15] != 0,
+            head[16],
+            head[17],
+            bytes.fromhex(head[18]),
+            *head[19:],
+        )
+
+
+_PROMISES = Promises(
+    survives="power",
+    shared="hosts",
+    note="With innodb_flush_log_at_trx_commit=1, the server's default.",
+)
+
+
+class MariadbStore(SqlStore):
+    """A blocking store in MariaDB.
+
+        store = from_url("mariadb://app:secret@db.example/app")
+        store = MariadbStore.from_engine(engine)         # SQLAlchemy's, on PyMySQL
+        store = MariadbStore(connect=make_a_connection)  # one new PyMySQL connection a call
+
+    See `docs/stores/mariadb.md` for Django.
+    """
+
+    promises = _PROMISES
+
+    def __init__(
+        self, connect: Callable[[], Any], *, timeout: float = 3.0, pool_size: int = 10
+    ) -> None:
+        """Make a store that opens its connections by `connect`.
+
+        Args:
+            connect: returns a new PyMySQL connection, which from then on is the store's alone.
+                Its `read_timeout` and `write_timeout` are what bounds the wait for a server that
+                hangs.
+            timeout: seconds that the server may take for a statement, and that a call waits for
+                a free connection.
+            pool_size: how many connections there are at most.
+        """
+
+        def opened() -> _Connection:
+            connection = _Connection(connect(), timeout)
+            try:
+                for statement in _session(timeout):
+                    connection.execute(statement, ())
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        super().__init__(PackedMariadb(), Pool(opened, pool_size, timeout))
+
+    @classmethod
+    def from_engine(cls, engine: Any, *, timeout: float = 3.0) -> MariadbStore:
+        """Make a store on the connections of a SQLAlchemy engine (`mariadb+pymysql`).
+
+        `timeout` is for people: give the engine `connect_args` with `read_timeout` and
+        `write_timeout` of as many seconds.
+        """
+        if engine.dialect.name not in ("mariadb", "mysql") or engine.dialect.driver != "pymysql":
+            raise ConfigurationError(
+                f"the engine is {engine.dialect.name}+{engine.dialect.driver}; MariadbStore takes "
+                "one made by create_engine('mariadb+pymysql://...')"
+            )
+        store = cls.__new__(cls)
+        source: Source = EngineSource(engine, lambda proxy: _OfEngine(proxy, timeout))
+        SqlStore.__init__(store, PackedMariadb(), source)
+        return store
+
+
+class AsyncMariadbStore(AsyncSqlStore):
+    """A store in MariaDB for asyncio."""
+
+    promises = _PROMISES
+
+    def __init__(
+        self, connect: Callable[[], Any], *, timeout: float = 3.0, pool_size: int = 10
+    ) -> None:
+        """As `MariadbStore`; `connect` returns an awaitable for an asyncmy connection.
+
+        The pool is one for each event loop that uses the store.
+        """
+
+        async def opened() -> _AsyncConnection:
+            connection = _AsyncConnection(await connect(), timeout)
+            try:
+                for statement in _session(timeout):
+                    await connection.execute(statement, ())
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        super().__init__(Mariadb(), AsyncPool(opened, pool_size, timeout))
+
+
+def _session(timeout: float) -> tuple[Statement, ...]:
+    """Return what makes a connection fit for the store."""
+    # The server gives up first, so that a slow statement does not cost the connection.
+    return (
+        Statement(
+            "SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+            f"innodb_lock_wait_timeout = {max(1, int(timeout * 0.7))}, "
+            f"max_statement_time = {timeout * 0.9:.3f}"
+        ),
+        Statement("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+    )
+
+
+def from_url(url: str) -> MariadbStore:
+    """Make a blocking store from `mariadb://user:password@host:3306/database?...`.
+
+    Its query may have `timeout` (seconds, 3), `pool_size` (10), `unix_socket`, and for TLS `ssl`
+    (1), `ssl_ca`, `ssl_cert`, `ssl_key`.
+    """
+    arguments, settings = _arguments(url)
+    timeout = settings.timeout
+
+    def connect() -> Any:
+        try:
+            return pymysql.connect(
+                **arguments,
+                connect_timeout=timeout,
+                read_timeout=timeout,
+                write_timeout=timeout,
+            )
+        except (pymysql.err.Error, OSError) as error:
+            raise _cannot_connect(arguments, error) from error
+
+    return MariadbStore(connect, timeout=timeout, pool_size=settings.pool_size)
+
+
+def afrom_url(url: str) -> AsyncMariadbStore:
+    """Make an asynchronous store from a URL; as `from_url`."""
+    arguments, settings = _arguments(url)
+    timeout = settings.timeout
+
+    async def connect() -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncmy.connect(
+                    **arguments, connect_timeout=timeout, stmt_cache_size=32
+                )
+        except TimeoutError as error:
+            late = TimeoutError(f"no answer in {timeout:g} s")
+            raise _cannot_connect(arguments, late) from error
+        except (asyncmy_errors.Error, OSError, EOFError) as error:
+            raise _cannot_connect(arguments, error) from error
+
+    return AsyncMariadbStore(connect, timeout=timeout, pool_size=settings.pool_size)
+
+
+def _arguments(url: str) -> tuple[dict[str, Any], Settings]:
+    """Return what the drivers are to connect with, and our settings."""
+    rest, settings = settings_of(url, _SETTINGS)
+    parts = urlsplit(rest)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    faults = [f"unknown setting {name!r}" for name in given if name not in _DRIVER_SETTINGS]
+    if faults:
+        known = ", ".join((*_SETTINGS, *_DRIVER_SETTINGS))
+        faults[-1] += f" (there are: {known})"
+    try:
+        port = parts.port or 3306
+    except ValueError as error:
+        port = 0
+        faults.append(str(error))
+    database = unquote(parts.path.lstrip("/"))
+    if not database:
+        faults.append("no database; put its name at the end: mariadb://host/database")
+    if faults:
+        raise ConfigurationError("the store's URL has " + "; ".join(faults))
+    arguments: dict[str, Any] = {
+        "host": parts.hostname or "localhost",
+        "port": port,
+        "user": unquote(parts.username) if parts.username else None,
+        "password": unquote(parts.password or ""),
+        "database": database,
+        "unix_socket": given.get("unix_socket"),
+        "charset": "utf8mb4",
+        "autocommit": True,
+        "binary_prefix": True,
+        # Count the rows that an UPDATE found, not only those whose values became others.
+        "client_flag": CLIENT.FOUND_ROWS,
+    }
+    if given.get("ssl", "0") != "0" or "ssl_ca" in given or "ssl_cert" in given:
+        context = ssl.create_default_context(cafile=given.get("ssl_ca"))
+        if "ssl_cert" in given:
+            context.load_cert_chain(given["ssl_cert"], given.get("ssl_key"))
+        arguments["ssl"] = context
+    return arguments, settings
+
+
+def _cannot_connect(arguments: dict[str, Any], error: Exception) -> StoreUnavailable:
+    where = arguments["unix_socket"] or f"{arguments['host']}:{arguments['port']}"
+    return StoreUnavailable(f"cannot connect to MariaDB at {where}: {error}")
+
+
+_LOST = {
+    0,  # the driver closed it
+    1053,  # server shutdown in progress
+    1927,  # connection was killed
+    2006,  # server has gone away
+    2013,  # lost connection during query
+    2014,  # commands out of sync
+    2055,  # lost connection
+}
+_TRANSIENT = {
+    1020,  # record has changed since last read (innodb_snapshot_isolation)
+    1213,  # deadlock
+}
+_TAKEN: Answer = ((), 0)
+
+
+def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
+    """Say what an error of a driver means."""
+    code = error.args[0] if error.args else 0
+    text = f"MariaDB: {error}"
+    if isinstance(error.__context__, TimeoutError):
+        return StoreUnavailable(f"no answer from MariaDB in {limit:g} s: {error}")
+    if code in _LOST or not isinstance(code, int):
+        return ConnectionLost(text)
+    return StoreUnavailable(text, transient=code in _TRANSIENT)
+
+
+class _Connection:
+    """A PyMySQL connection with one cursor that is used again and again."""
+
+    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+
+    def __init__(self, raw: Any, limit: float) -> None:
+        self.raw = raw
+        self.used = False
+        self.generation = 0
+        self._limit = limit
+        self._cursor = raw.cursor(pymysql.cursors.Cursor)
+
+    def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
+        cursor = self._cursor
+        try:
+            count = cursor.execute(statement.text, values or None)
+            return (cursor.fetchall() if statement.rows else ()), count
+        except pymysql.err.IntegrityError as error:
+            if error.args[0] == ER.DUP_ENTRY:
+                return _TAKEN
+            raise _unavailable(error, self._limit) from error
+        except (pymysql.err.Error, OSError) as error:
+            raise _unavailable(error, self._limit) from error
+
+    def close(self) -> None:
+        with contextlib.suppress(pymysql.err.Error, OSError):
+            self.raw.close()
+
+
+class _OfEngine(_Connection):
+    """A PyMySQL connection on loan from an engine; each verb is a transaction of its own."""
+
+    __slots__ = ("_proxy",)
+
+    def __init__(self, proxy: Any, limit: float) -> None:
+        self._proxy = proxy
+        super().__init__(proxy.driver_connection, limit)
+
+    def give(self) -> None:
+        try:
+            if not self.raw.get_autocommit():
+                self.raw.commit()
+        except (pymysql.err.Error, OSError) as error:
+            self._proxy.invalidate()
+            raise _unavailable(error, self._limit) from error
+        self._proxy.close()
+
+    def close(self) -> None:
+        self._proxy.invalidate()
+
+
+class _AsyncConnection:
+    """An asyncmy connection with one cursor; its statements are prepared by the server."""
+
+    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+
+    def __init__(self, raw: Any, limit: float) -> None:
+        self.raw = raw
+        self.used = False
+        self.generation = 0
+        self._limit = limit
+        self._cursor = raw.cursor()
+
+    async def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
+        cursor = self._cursor
+        try:
+            async with asyncio.timeout(self._limit):
+                await cursor.execute(statement.text, values or None)
+            rows = await cursor.fetchall() if statement.rows else ()
+            return rows, cursor.rowcount
+        except TimeoutError:
+            raise StoreUnavailable(f"no answer from MariaDB in {self._limit:g} s") from None
+        except asyncmy_errors.IntegrityError as error:
+            if error.args[0] == ER.DUP_ENTRY:
+                return _TAKEN
+            raise _unavailable(error, self._limit) from error
+        except (asyncmy_errors.Error, OSError, EOFError) as error:
+            raise _unavailable(error, self._limit) from error
+
+    def close(self) -> None:
+        self.raw.close()
+
+    async def quit(self) -> None:
+        with contextlib.suppress(asyncmy_errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self.raw.ensure_closed()
+        self.raw.close()

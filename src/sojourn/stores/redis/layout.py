@@ -13,14 +13,16 @@ its pages.
 
 **A record** is one string, so that a load is a plain GET::
 
-    head    68 bytes of fixed layout: all that a script reads or changes
+    head    72 bytes of fixed layout: all that a script reads or changes
     kept    MessagePack: what a tombstone keeps
-    live    MessagePack: what a tombstone loses: user, salt, commits, data; absent from it
+    live    MessagePack: what a tombstone loses: user, salt, commits; absent from it
+    data    as they came; absent from a tombstone
     reason  UTF-8: why it ended
 
-A touch overwrites the head and nothing else. The head carries the lengths and CRC-32 of `kept` and
-`live` and ends with a checksum of itself and the reason: eight hexadecimal digits of SHA-1, since
-that is what a script on every server can compute. It is against accidents, not against forgers.
+A touch overwrites the head and nothing else. The head carries the lengths of these and the CRC-32
+of `kept` and of `live` with `data`, and ends with a checksum of itself and the reason: eight
+hexadecimal digits of SHA-1, since that is what a script on every server can compute. They are
+against accidents, not against forgers.
 """
 
 from __future__ import annotations
@@ -55,15 +57,15 @@ SHARDS = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 MAGIC = b"SJ\x01"
 """How every record begins; the last byte is the version of this layout."""
 
-# magic, status, version, seen, deadline, attempts, lengths of kept, live and reason, CRC-32 of
-# kept and of live, hash of the user.
-_HEAD = struct.Struct(">3sBQddIIIIII8s")
+# magic, status, version, seen, deadline, attempts, lengths of kept, live, data and reason, CRC-32
+# of kept and of live with data, hash of the user.
+_HEAD = struct.Struct(">3sBQddIIIIIII8s")
 HEAD_SIZE = _HEAD.size + 8
 """Bytes of the head with its checksum."""
 
 _IN_HEAD = ("status", "version", "seen", "deadline", "attempts", "reason")
-_IN_LIVE = ("user", "salt", "commits", "data")
-_IN_KEPT = tuple(n for n in Record.__struct_fields__ if n not in _IN_HEAD + _IN_LIVE)
+_IN_LIVE = ("user", "salt", "commits")
+_IN_KEPT = tuple(n for n in Record.__struct_fields__ if n not in (*_IN_HEAD, *_IN_LIVE, "data"))
 
 _NO_USER = bytes(8)
 _LONGEST_TTL = 100 * 365 * 86400.0
@@ -89,16 +91,16 @@ def _part(name: str, fields: tuple[str, ...]) -> Any:
 
 _decode_kept = msgspec.msgpack.Decoder(_part("Kept", _IN_KEPT)).decode
 _decode_live = msgspec.msgpack.Decoder(
-    tuple[str | None, bytes, bytes, bytes],
+    tuple[str | None, bytes, bytes],
 ).decode
 _encode = msgspec.msgpack.Encoder().encode
 _kept_of = operator.attrgetter(*_IN_KEPT)
 _live_of = operator.attrgetter(*_IN_LIVE)
 _astuple = msgspec.structs.astuple
 _in_order = operator.itemgetter(
-    *((_IN_KEPT + _IN_LIVE + _IN_HEAD).index(name) for name in Record.__struct_fields__)
+    *((*_IN_KEPT, *_IN_LIVE, "data", *_IN_HEAD).index(name) for name in Record.__struct_fields__)
 )
-_NOTHING_LIVE: tuple[str | None, bytes, bytes, bytes] = (None, b"", b"", b"")
+_NOTHING_LIVE: tuple[str | None, bytes, bytes] = (None, b"", b"")
 
 
 class Keys:
@@ -146,7 +148,7 @@ def user_hash(user: str | None) -> bytes:
 
 def head_user(head: bytes | None) -> bytes:
     """Return the hash of the user in a head; zeros where it has none or is no head."""
-    return head[52:60] if head and len(head) == HEAD_SIZE else _NO_USER
+    return head[56:64] if head and len(head) == HEAD_SIZE else _NO_USER
 
 
 def milliseconds(seconds: float) -> int:
@@ -162,6 +164,7 @@ def encode(record: Record) -> bytes:
     """Return the bytes of a record."""
     kept = _encode(_kept_of(record))
     live = _encode(_live_of(record))
+    data = record.data
     reason = record.reason.encode()
     head = _HEAD.pack(
         MAGIC,
@@ -172,12 +175,13 @@ def encode(record: Record) -> bytes:
         record.attempts,
         len(kept),
         len(live),
+        len(data),
         len(reason),
         zlib.crc32(kept),
-        zlib.crc32(live),
+        zlib.crc32(data, zlib.crc32(live)),
         user_hash(record.user),
     )
-    return b"".join((head, _checksum(head, reason), kept, live, reason))
+    return b"".join((head, _checksum(head, reason), kept, live, data, reason))
 
 
 def decode(raw: bytes, sid: str) -> Record:
@@ -188,25 +192,28 @@ def decode(raw: bytes, sid: str) -> Record:
     """
     if len(raw) < HEAD_SIZE or raw[:3] != MAGIC:
         raise damaged(sid, f"{len(raw)} bytes that begin with {raw[:3]!r}")
-    (_, status, version, seen, deadline, attempts, *sizes, kept_crc, live_crc, _) = (
-        _HEAD.unpack_from(raw)
-    )
-    start = HEAD_SIZE + sizes[0]
-    end = start + sizes[1]
-    if len(raw) != end + sizes[2]:
-        raise damaged(sid, f"{len(raw)} bytes where its head says {end + sizes[2]}")
-    reason = raw[end:]
+    (
+        _, status, version, seen, deadline, attempts,
+        kept_size, live_size, data_size, reason_size, kept_crc, live_crc, _,
+    ) = _HEAD.unpack_from(raw)  # fmt: skip
+    at_live = HEAD_SIZE + kept_size
+    at_data = at_live + live_size
+    at_reason = at_data + data_size
+    if len(raw) != at_reason + reason_size:
+        raise damaged(sid, f"{len(raw)} bytes where its head says {at_reason + reason_size}")
+    reason = raw[at_reason:]
     if _checksum(raw[: _HEAD.size], reason) != raw[_HEAD.size : HEAD_SIZE]:
         raise damaged(sid, "a head with a wrong checksum")
-    parts = memoryview(raw)
-    kept = parts[HEAD_SIZE:start]
-    live = parts[start:end]
-    if zlib.crc32(kept) != kept_crc or zlib.crc32(live) != live_crc:
+    kept = raw[HEAD_SIZE:at_live]
+    live = raw[at_live:at_data]
+    data = raw[at_data:at_reason]
+    if zlib.crc32(kept) != kept_crc or zlib.crc32(data, zlib.crc32(live)) != live_crc:
         raise damaged(sid, "a body with a wrong checksum")
     try:
         values = (
             *_astuple(_decode_kept(kept)),
             *(_decode_live(live) if live else _NOTHING_LIVE),
+            data,
             status,
             version,
             seen,

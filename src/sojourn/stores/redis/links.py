@@ -42,7 +42,9 @@ ERRORS = (RedisError, RedisClusterException, OSError, builtins.TimeoutError)
 """What a link raises."""
 
 _REDIRECTIONS = 5
-_OLD = int(redis.__version__.partition(".")[0]) < 6
+_REDIS_PY = tuple(int(part) for part in redis.__version__.split(".")[:2])
+# Before 5.3 it had to be told of the command, for nothing.
+_GET_CONNECTION = () if _REDIS_PY >= (5, 3) else ("_",)
 
 
 def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Link:
             return
         self._options["ssl"] = target.tls
         options = {name: value for name, value in self._options.items() if name != "db"}
-        if _OLD:
+        if _REDIS_PY < (6, 0):
             options["cluster_error_retry_attempts"] = 0
         node: Any = redis.cluster.ClusterNode
         nodes = [node(*address) for address in target.addresses]
@@ -127,8 +129,25 @@ class Link:
         )
 
     def call(self, command: Command) -> Any:
-        """Send one command and return its answer."""
-        return self.client.execute_command(*command)
+        """Send one command and return its answer.
+
+        By the pool rather than the client, whose own bookkeeping costs a fifth of a round trip.
+        """
+        if self._cluster is not None:
+            return self._cluster.execute_command(*command)
+        pool = self.client.connection_pool
+        connection = pool.get_connection(*_GET_CONNECTION)
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        except ResponseError:
+            raise
+        except BaseException:
+            # There may be an answer on its way, which the next command would take for its own.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def batch(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands at once, each on keys of one slot; return answers, errors among them."""
@@ -163,7 +182,7 @@ class Link:
     def primaries(self, *command: str) -> list[Any]:
         """Send a command to every primary."""
         if self._cluster is None:
-            return [self.call(command)]
+            return [self.client.execute_command(*command)]
         answers = self.client.execute_command(*command, target_nodes="primaries")
         return list(answers.values()) if _by_node(answers) else [answers]
 
@@ -222,7 +241,7 @@ class AsyncLink:
             for name, value in self._options.items()
             if name not in ("db", "retry_on_timeout")
         }
-        if _OLD:
+        if _REDIS_PY < (6, 0):
             options["cluster_error_retry_attempts"] = 0
         node: Any = redis.asyncio.cluster.ClusterNode
         nodes = [node(*address) for address in target.addresses]
@@ -268,7 +287,7 @@ class AsyncLink:
     async def primaries(self, *command: str) -> list[Any]:
         """Send a command to every primary."""
         if self._cluster is None:
-            return [await self.call(command)]
+            return [await self.client.execute_command(*command)]
         answers = await self.client.execute_command(*command, target_nodes="primaries")
         return list(answers.values()) if _by_node(answers) else [answers]
 

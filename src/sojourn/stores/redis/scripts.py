@@ -26,15 +26,16 @@ class Script:
 # read(key) -> head, reason; or nil and the answer: 0 there is none, -1 it is damaged.
 _READ = r"""
 local function read(key)
-  local head = redis.pcall('GETRANGE', key, 0, 67)
+  local head = redis.pcall('GETRANGE', key, 0, 71)
   if type(head) ~= 'string' then return nil, -1 end
-  if #head < 68 or head:sub(1, 3) ~= 'SJ\1' then
+  if #head < 72 or head:sub(1, 3) ~= 'SJ\1' then
     return nil, (#head == 0 and redis.call('EXISTS', key) == 0) and 0 or -1
   end
-  local kept, live, length = struct.unpack('>I4I4I4', head, 33)
-  if redis.call('STRLEN', key) ~= 68 + kept + live + length then return nil, -1 end
-  local reason = length > 0 and redis.call('GETRANGE', key, -length, -1) or ''
-  if redis.sha1hex(head:sub(1, 60) .. reason):sub(1, 8) ~= head:sub(61) then return nil, -1 end
+  local reason = ''
+  if head:sub(45, 48) ~= '\0\0\0\0' then
+    reason = redis.call('GETRANGE', key, -struct.unpack('>I4', head, 45), -1)
+  end
+  if redis.sha1hex(head:sub(1, 64) .. reason):sub(1, 8) ~= head:sub(65) then return nil, -1 end
   return head, reason
 end
 local function seal(head, reason)
@@ -59,8 +60,9 @@ redis.call('ZADD', KEYS[3], 0, ARGV[2])
 return 1
 """)
 
-# KEYS record due set0 set1 set2 set3; ARGV expected-version value sid deadline ttl entered
-# Answers 1, 0, -1, 2, or the record that is there.
+# KEYS record due; ARGV expected-version value ttl entered
+# Answers 1, 0, -1, 2, or the record that is there. The two sets of sids, of the same slot, are not
+# among the keys: they are touched only where the status changes, and each key costs time.
 REPLACE = Script(
     _READ
     + r"""
@@ -70,19 +72,19 @@ local status = head:byte(4)
 if status == 1 or status == 2 then return 0 end
 if head:sub(5, 12) ~= ARGV[1] then return redis.call('GET', KEYS[1]) end
 local new = ARGV[2]
-if ARGV[6] == '0' and new:sub(53, 60) ~= head:sub(53, 60)
-    and new:sub(53, 60) ~= '\0\0\0\0\0\0\0\0' then
-  return 2
-end
-if ARGV[5] == '0' then
+local user = new:sub(57, 64)
+if user ~= head:sub(57, 64) and user ~= '\0\0\0\0\0\0\0\0' and ARGV[4] == '0' then return 2 end
+if ARGV[3] == '0' then
   redis.call('SET', KEYS[1], new)
 else
-  redis.call('SET', KEYS[1], new, 'PX', ARGV[5])
+  redis.call('SET', KEYS[1], new, 'PX', ARGV[3])
 end
-redis.call('ZADD', KEYS[2], 'LT', ARGV[4], ARGV[3])
+local sid = KEYS[1]:sub(-22)
+redis.call('ZADD', KEYS[2], 'LT', string.format('%.17g', (struct.unpack('>d', new, 21))), sid)
 if new:byte(4) ~= status then
-  redis.call('ZREM', KEYS[3 + status], ARGV[3])
-  redis.call('ZADD', KEYS[3 + new:byte(4)], 0, ARGV[3])
+  local sets = KEYS[2]:sub(1, -4)
+  redis.call('ZREM', sets .. status, sid)
+  redis.call('ZADD', sets .. new:byte(4), 0, sid)
 end
 return 1
 """
@@ -96,7 +98,7 @@ local head, reason = read(KEYS[1])
 if not head then return reason end
 local status = head:byte(4)
 if status == 1 or status == 2 or head:sub(5, 12) ~= ARGV[1] then return 0 end
-redis.call('SETRANGE', KEYS[1], 0, seal(head:sub(1, 4) .. ARGV[2] .. head:sub(29, 60), reason))
+redis.call('SETRANGE', KEYS[1], 0, seal(head:sub(1, 4) .. ARGV[2] .. head:sub(29, 64), reason))
 expire(KEYS[1], ARGV[3])
 return 1
 """
@@ -114,6 +116,11 @@ local key, sid, wanted = KEYS[1], ARGV[1], ARGV[2]
 if ARGV[7] == '1' then redis.call('SET', KEYS[7], '', 'PX', 60000) end
 local head, reason = read(key)
 if not head and reason == 0 then return 0 end
+local kept, live, data, length
+if head then
+  kept, live, data, length = struct.unpack('>I4I4I4I4', head, 33)
+  if redis.call('STRLEN', key) ~= 72 + kept + live + data + length then head = nil end
+end
 local function move(status)
   for i = 0, 3 do
     if i ~= status then redis.call('ZREM', KEYS[3 + i], sid) end
@@ -131,7 +138,7 @@ if not head then
   return {1, ''}
 end
 local status = head:byte(4)
-local user = status < 2 and head:sub(53, 60) or ''
+local user = status < 2 and head:sub(57, 64) or ''
 if wanted == '' then
   move(nil)
   return {1, user}
@@ -143,18 +150,17 @@ if wanted == '1' and status == 1 then
   return {1, ''}
 end
 local version = struct.pack('>I8', struct.unpack('>I8', head, 5) + 1)
-local kept, live = struct.unpack('>I4I4', head, 33)
 local body
 if wanted == '2' then
   if reason == '' then reason = ARGV[3] end
-  body = redis.call('GETRANGE', key, 68, 67 + kept)
-  head = 'SJ\1\2' .. version .. ARGV[4] .. head:sub(29, 36) .. '\0\0\0\0'
-    .. struct.pack('>I4', #reason) .. head:sub(45, 48) .. '\0\0\0\0\0\0\0\0\0\0\0\0'
+  body = redis.call('GETRANGE', key, 72, 71 + kept)
+  head = 'SJ\1\2' .. version .. ARGV[4] .. head:sub(29, 36) .. '\0\0\0\0\0\0\0\0'
+    .. struct.pack('>I4', #reason) .. head:sub(49, 52) .. '\0\0\0\0\0\0\0\0\0\0\0\0'
 else
   reason = ARGV[3]
-  body = redis.call('GETRANGE', key, 68, 67 + kept + live)
-  head = 'SJ\1\1' .. version .. head:sub(13, 40) .. struct.pack('>I4', #reason)
-    .. head:sub(45, 60)
+  body = redis.call('GETRANGE', key, 72, 71 + kept + live + data)
+  head = 'SJ\1\1' .. version .. head:sub(13, 44) .. struct.pack('>I4', #reason)
+    .. head:sub(49, 64)
   user = ''
 end
 redis.call('SET', key, seal(head, reason) .. body .. reason)
@@ -193,7 +199,7 @@ for i = 4, #ARGV do
         local version = struct.pack('>I8', struct.unpack('>I8', head, 5) + 1)
         local attempts = struct.pack('>I4', struct.unpack('>I4', head, 29) + 1)
         redis.call('SETRANGE', key, 0, seal(
-          'SJ\1\1' .. version .. head:sub(13, 28) .. attempts .. head:sub(33, 60), reason))
+          'SJ\1\1' .. version .. head:sub(13, 28) .. attempts .. head:sub(33, 64), reason))
         expire(key, ARGV[3])
         redis.call('ZADD', KEYS[1], ARGV[2], sid)
         if status == 0 then

@@ -173,17 +173,12 @@ class Verbs:
     def replace(self, record: Record, expected_version: int) -> Steps[Record | Outcome]:
         """As `Store.replace`."""
         sid = record.sid
-        keys = self.keys.all_of(sid)
-        value = encode(record)
-        expected = _VERSION(expected_version)
-        deadline = repr(record.deadline)
-        life = self._life(record)
-        answer = yield Run(scripts.REPLACE, keys, (expected, value, sid, deadline, life, 0), sid)
+        keys = (self.keys.record(sid), self.keys.due(sid))
+        arguments = (_VERSION(expected_version), encode(record), self._life(record))
+        answer = yield Run(scripts.REPLACE, keys, (*arguments, 0), sid)
         if answer == 2:
             yield self._enter(record)
-            answer = yield Run(
-                scripts.REPLACE, keys, (expected, value, sid, deadline, life, 1), sid
-            )
+            answer = yield Run(scripts.REPLACE, keys, (*arguments, 1), sid)
         if answer == 1:
             return SAVED
         if answer == 0:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sojourn.core import flows
 from sojourn.core.calls import Count, Flow
-from sojourn.core.cookie import CookieSettings, tokens_in
+from sojourn.core.cookie import CookieSettings, only_token, tokens_in
 from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
@@ -23,7 +23,7 @@ from sojourn.core.sealing import Sealer
 from sojourn.core.session import Opened, Session
 from sojourn.core.token import Entropy, is_sid
 from sojourn.drivers import arun, run
-from sojourn.errors import ConfigurationError, StoreUnavailable
+from sojourn.errors import ConfigurationError, DamagedRecord, StoreUnavailable
 from sojourn.stores import open_async_store, open_store
 from sojourn.stores.base import AsyncStore, Store
 
@@ -275,24 +275,36 @@ class SessionManager:
             https: whether the request came by https.
             client: who makes it.
         """
-        return Session(self._env, lambda: self.open(cookie, https, client))
+        return Session(self._env, lambda: self.open(cookie, https), lambda: client or _NOBODY)
 
-    def open(self, cookie: str, https: bool, client: Client | None = None) -> Opened:
+    def open(self, cookie: str, https: bool) -> Opened:
         """Find what a request's cookie opens.
 
         Raises:
             StoreUnavailable: unless such requests are to go on.
         """
-        tokens = tokens_in(cookie, self.cookie.names[self.cookie.is_secure(https)])
+        env = self._env
+        name = self.cookie.name_for[https]
+        token = only_token(cookie, name)
+        if token is not None:
+            # The ordinary case of `open_session`, without the cost of a flow. Where the store
+            # has anything to say but an answer, the flow and its driver know what to do.
+            try:
+                return flows.judge(self.store.load(token.sid), token, env.clock(), env)
+            except (StoreUnavailable, DamagedRecord):
+                pass
+        tokens = tokens_in(cookie, name)
         if not tokens:
-            return Opened(self._env.clock(), client=client or _NOBODY)
+            return Opened(env.clock())
         try:
-            return self.run(flows.open_session(tokens, client or _NOBODY, self._env))
+            return self.run(flows.open_session(tokens, env))
         except StoreUnavailable as error:
             return self._without(error)
 
     def commit(self, session: Session) -> Committed:
         """Write what was done to a session; see `flows.commit` for what it raises."""
+        if session._settled():
+            return _NOTHING_DONE
         try:
             done = self.run(flows.commit(session, self._env))
         except StoreUnavailable as error:
@@ -311,32 +323,23 @@ class SessionManager:
         made on the loop when the session is first used. Where the store does not answer, the
         error is raised when the session is first used, so that a page without it works.
         """
-        tokens = tokens_in(cookie, self.cookie.names[self.cookie.is_secure(https)])
-        env, who = self._env, client or _NOBODY
+        tokens = tokens_in(cookie, self.cookie.name_for[https])
+        env, who = self._env, lambda: client or _NOBODY
         if not tokens:
-            return Session(env, lambda: Opened(env.clock(), client=who))
+            return Session(env, lambda: Opened(env.clock()), who)
         store = self.astore
         if store.promises.inline and self._store is not None:
-            blocking = self._store
-            return Session(
-                env, lambda: self._inline(flows.open_session(tokens, who, env), blocking)
-            )
+            return Session(env, lambda: self.open(cookie, https), who)
         try:
-            opened = await arun(flows.open_session(tokens, who, env), store)
+            opened = await arun(flows.open_session(tokens, env), store)
         except StoreUnavailable as error:
             failure = error
-            return Session(env, lambda: self._without(failure))
-        return Session(env, lambda: opened)
-
-    def _inline(self, flow: Flow[Opened], store: Store) -> Opened:
-        try:
-            return run(flow, store)
-        except StoreUnavailable as error:
-            return self._without(error)
+            return Session(env, lambda: self._without(failure), who)
+        return Session(env, lambda: opened, who)
 
     async def acommit(self, session: Session) -> Committed:
         """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""
-        if not session.loaded:
+        if session._settled():
             return _NOTHING_DONE
         try:
             done = await _finish(arun(flows.commit(session, self._env), self.astore))

@@ -80,7 +80,7 @@ _CRC = Layout("<I")
 _CRC_RESIDUE = 0x2144DF1C
 
 _encode = msgspec.msgpack.Encoder().encode
-_index_decode = msgspec.msgpack.Decoder(dict[str, int]).decode
+_index_decode = msgspec.msgpack.Decoder(dict[str, int | None]).decode
 
 
 def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:
@@ -129,8 +129,10 @@ def decode_value(segment: bytes) -> Any:
     Raises:
         DamagedRecord: flipped bits, cut short, or a type that this version does not know.
     """
+    if crc32(segment) != _CRC_RESIDUE or len(segment) < 5:
+        raise DamagedRecord("a value does not match its checksum")
     try:
-        return _value_decode(unchecked(segment))
+        return _value_decode(segment[:-4])
     except (msgspec.DecodeError, ValueError, RecursionError, ArithmeticError, TypeError) as error:
         raise DamagedRecord(f"a value cannot be read: {error}") from None
 
@@ -147,7 +149,7 @@ def join(segments: Mapping[str, bytes]) -> bytes:
     return b"".join((_HEADER.pack(VERSION, crc32(raw), len(raw)), raw, *segments.values()))
 
 
-def decode_index(data: bytes) -> tuple[dict[str, int], int]:
+def decode_index(data: bytes) -> tuple[dict[str, int | None], int]:
     """Return the index (key -> offset << 32 | length) and where the body starts.
 
     Raises:
@@ -179,7 +181,7 @@ def segment(data: bytes, body: int, packed: int) -> bytes:
 def split(data: bytes) -> dict[str, bytes]:
     """Return all segments of the data in their order; the inverse of `join`."""
     index, body = decode_index(data)
-    return {key: segment(data, body, packed) for key, packed in index.items()}
+    return {key: segment(data, body, packed or 0) for key, packed in index.items()}
 
 
 class _Refused(Exception):
@@ -287,7 +289,7 @@ def _untag(code: int, data: memoryview) -> Any:
     return unpack(data)
 
 
-_value_decode = msgspec.msgpack.Decoder(ext_hook=_untag).decode
+_value_decode: Callable[[bytes | memoryview], Any] = msgspec.msgpack.Decoder(ext_hook=_untag).decode
 
 EMPTY = join({})
 """The data of a session without values."""

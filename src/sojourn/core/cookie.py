@@ -8,10 +8,10 @@ else a parser accepts is another spelling of the name for an attacker to use.
 from __future__ import annotations
 
 from sojourn.core.expiry import MAX_COOKIE_AGE
-from sojourn.core.token import Token, parse_token
+from sojourn.core.token import TOKEN_LENGTH, Token, parse_token
 from sojourn.errors import ConfigurationError
 
-__all__ = ["MAX_HEADER", "CookieSettings", "find", "tokens_in"]
+__all__ = ["MAX_HEADER", "CookieSettings", "find", "only_token", "tokens_in"]
 
 MAX_HEADER = 64 * 1024
 """A longer Cookie header holds no session cookie for us, whatever is in it."""
@@ -40,6 +40,23 @@ def find(header: str, name: str) -> list[str]:
     return found
 
 
+def only_token(header: str, name: str) -> Token | None:
+    """Return the token of the ordinary case: one such cookie, spelt as browsers spell it.
+
+    None means nothing yet: `tokens_in` knows all cases.
+    """
+    start = name + "="
+    at = header.find(start)
+    if at < 0 or (at and header[at - 2 : at] != "; "):
+        return None
+    at += len(start)
+    end = at + TOKEN_LENGTH
+    # The token must be the whole value, and no other cookie of the name may follow.
+    if header[end : end + 1] not in ("", ";") or header.find(start, end) >= 0:
+        return None
+    return parse_token(header[at:end])
+
+
 def tokens_in(header: str, name: str) -> list[Token]:
     """Return the well-formed tokens in a Cookie header; of very many the first few."""
     return [token for value in find(header, name) if (token := parse_token(value))][:_MAX_TOKENS]
@@ -48,7 +65,7 @@ def tokens_in(header: str, name: str) -> list[Token]:
 class CookieSettings:
     """Name and attributes of the session cookie; both forms (http and https) made once."""
 
-    __slots__ = ("_clear", "_tail", "domain", "names", "path", "secure")
+    __slots__ = ("_clear", "_tail", "domain", "name_for", "names", "path", "secure")
 
     def __init__(
         self,
@@ -98,6 +115,8 @@ class CookieSettings:
         self.path = path
         prefix = "__Host-" if domain is None and path == "/" else "__Secure-"
         self.names = (name, prefix + name)
+        # By whether the request came by https.
+        self.name_for = tuple(self.names[self.is_secure(https)] for https in (False, True))
         tail = f"; Path={path}; HttpOnly; SameSite={samesite}"
         if domain is not None:
             tail += f"; Domain={domain}"

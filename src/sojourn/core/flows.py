@@ -26,7 +26,7 @@ from sojourn.core.calls import (
 )
 from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of
 from sojourn.core.operations import Changes, Segments, apply, overwritten
-from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Client, Ended, Record
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import EndedBefore, Opened, Session, Status
 from sojourn.core.token import Token, hash_secret, name_to_sid, new_secret, same_hash
@@ -69,7 +69,7 @@ class Committed(msgspec.Struct):
 # Opening.
 
 
-def open_session(tokens: Iterable[Token], client: Client, env: Environment) -> Flow[Opened]:
+def open_session(tokens: Iterable[Token], env: Environment) -> Flow[Opened]:
     """Find the session of a request.
 
     Of several different cookies at most the one that is live counts, and two live ones count as
@@ -88,22 +88,14 @@ def open_session(tokens: Iterable[Token], client: Client, env: Environment) -> F
             opened = Opened(now, notes=(("damaged", token.sid, str(error)),))
         found.append(opened)
     if len(found) == 1:
-        opened = found[0]
-    elif not found:
-        opened = Opened(now)
-    else:
-        live = [one for one in found if one.record is not None]
-        notes = tuple(note for one in found for note in one.notes)
-        if len(live) == 1:
-            opened = live[0]._replace(notes=notes)
-        else:
-            if live:
-                notes += (("two cookies", live[0].record.sid, "two live sessions; none counts"),)  # type: ignore[union-attr]
-            opened = Opened(now, notes=notes)
-    return opened if client is _NOBODY else opened._replace(client=client)
-
-
-_NOBODY = Client()
+        return found[0]
+    live = [one for one in found if one.record is not None]
+    notes = tuple(note for one in found for note in one.notes)
+    if len(live) == 1:
+        return msgspec.structs.replace(live[0], notes=notes)
+    if live:
+        notes += (("two cookies", live[0].record.sid, "two live sessions; none counts"),)  # type: ignore[union-attr]
+    return Opened(now, notes=notes)
 
 
 def judge(record: Record | None, token: Token, now: float, env: Environment) -> Opened:
@@ -117,7 +109,8 @@ def judge(record: Record | None, token: Token, now: float, env: Environment) -> 
     given = hash_secret(token.secret)
     if same_hash(given, record.secret_hash):
         if record.status == LIVE and now < record.deadline:
-            return Opened(now, record, unseal(record, env), token)
+            data = record.data if env.rules.sealer is None else unseal(record, env)
+            return Opened(now, record, data, token)
         return _over(record, now)
     if record.status == MARK:
         return Opened(now)
@@ -167,10 +160,11 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         StoreUnavailable: the store did not answer.
     """
     done = Committed(events=[])
-    if not session.loaded:
+    if session._settled():
         return done
-    done.events.extend(session._notes)
-    session._notes.clear()
+    work = session._working()
+    done.events.extend(work.notes)
+    work.notes.clear()
     changes = session._collect()
     status = session._status
     if session._opened.shadow:
@@ -180,12 +174,12 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         return done
     # A new session's values are checked before anything is written, the end of an old one too.
     prepared = _prepare(session, changes, env) if status == Status.STARTED else None
-    while session._ends:
-        sid, reason = session._ends[0]
+    while work.ends:
+        sid, reason = work.ends[0]
         done.wrote |= yield from end(sid, reason, env)
         done.cleared = True
         done.events.append(("ended", sid, reason))
-        session._ends.pop(0)
+        work.ends.pop(0)
     if prepared is not None:
         yield from _create(session, changes, prepared, done, env)
     elif status == Status.UNCHANGED or status == Status.TOUCHED:
@@ -203,7 +197,8 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
 def _prepare(session: Session, changes: Changes, env: Environment) -> Segments | None:
     """Return the values of a new session; None: it comes to nothing, so none is made."""
     segments = apply({}, changes, env.rules.max_depth)
-    if not segments and not session._head and not session._salt:
+    work = session._working()
+    if not segments and not work.head and not work.salt:
         return None
     _check_size(segments, env)
     return segments
@@ -213,14 +208,15 @@ def _create(
     session: Session, changes: Changes, segments: Segments, done: Committed, env: Environment
 ) -> Flow[None]:
     now = env.clock()
-    head = session._head
+    work = session._working()
+    head = work.head
     secret = new_secret(env.entropy)
     commit_id = env.entropy(8)
     data = codec.join(segments)
     sid = session.sid
     idle_timeout, lifetime = session._value("idle_timeout"), session._value("lifetime")
     start = head.get("authenticated", now)
-    client = session._opened.client
+    client = session.client
     record = Record(
         sid=sid,
         secret_hash=hash_secret(secret),
@@ -233,14 +229,14 @@ def _create(
         data=_seal(data, sid, env),
         user=head.get("user"),
         authenticated=head.get("authenticated"),
-        generation=1 if session._login else 0,
-        salt=session._salt or env.entropy(16),
+        generation=1 if work.login else 0,
+        salt=work.salt or env.entropy(16),
         persistent=head.get("persistent", False),
         address=client.address[:100],
         agent=client.agent[:400],
         commits=commit_id,
     )
-    epoch = (yield from _epoch(record.user)) if session._login else 0
+    epoch = (yield from _epoch(record.user)) if work.login else 0
     if not (yield Create(record)):
         # The sid is random: what lies there is our own first try, whose answer got lost.
         there: Record | None = yield Load(sid)
@@ -251,9 +247,8 @@ def _create(
     done.token = Token(sid, secret)
     done.max_age = _max_age(record, now)
     done.events.append(("created", sid, ""))
-    login = session._login
     session._saved(record, data, changes)
-    if login:
+    if work.login:
         yield from _confirm_login(session, record, epoch, done, env)
 
 
@@ -284,8 +279,9 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     assert loaded is not None
     token = session._opened.token
     renewing = session._status == Status.RENEWED
-    login = session._login
-    epoch = (yield from _epoch(session._head["user"])) if login else 0
+    work = session._working()
+    login = work.login
+    epoch = (yield from _epoch(work.head["user"])) if login else 0
     commit_id = env.entropy(8)
     secret = new_secret(env.entropy) if renewing else ""
     current, data, before = loaded, session._data, codec.split(session._data)
@@ -308,7 +304,7 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
             new_data = unseal(answer, env)
             break
         if answer.generation != loaded.generation:
-            if login and answer.user != session._head["user"]:
+            if login and answer.user != work.head["user"]:
                 raise Conflict("another request logged in another user at the same time")
             done.dropped = "login"
             done.events.append(("dropped", loaded.sid, "a login came between"))
@@ -337,7 +333,7 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
         done.token = token
         done.max_age = _max_age(record, record.seen)
     session._saved(record, new_data, changes)
-    session._opened = session._opened._replace(token=token)
+    session._opened = msgspec.structs.replace(session._opened, token=token)
     if login:
         yield from _confirm_login(session, record, epoch, done, env)
 
@@ -349,8 +345,8 @@ def _next(
     now = env.clock()
     # Reading the request's own changes over the current record, not over the one at load: another
     # request may have set a limit meanwhile that this one did not touch.
-    fields: dict[str, Any] = dict(session._head)
-    login = session._login
+    work = session._working()
+    fields: dict[str, Any] = dict(work.head)
     seen = max(current.seen, now) if session._active else current.seen
     idle_timeout = fields.get("idle_timeout", current.idle_timeout)
     lifetime = fields.get("lifetime", current.lifetime)
@@ -360,10 +356,10 @@ def _next(
         fields["previous_hash"] = current.secret_hash
         fields["previous_generation"] = current.generation
         fields["grace_until"] = now + env.rules.grace
-    if login:
-        client = session._opened.client
+    if work.login:
+        client = session.client
         fields["generation"] = current.generation + 1
-        fields["salt"] = session._salt
+        fields["salt"] = work.salt
         fields["address"] = client.address[:100]
         fields["agent"] = client.agent[:400]
     return msgspec.structs.replace(
@@ -493,5 +489,4 @@ def _confirm_login(
     yield from end(record.sid, "operator", env)
     done.token, done.cleared, done.dropped = None, True, "gone"
     done.events.append(("dropped", record.sid, "all sessions of the user were ended meanwhile"))
-    session._begin(None, codec.EMPTY)
-    session._index = {}
+    session._restart()

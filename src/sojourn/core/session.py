@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, overload
 
+import msgspec
+
 from sojourn.core import codec, csrf
+from sojourn.core.codec import decode_index, decode_value
 from sojourn.core.expiry import deadline_of, seconds
 from sojourn.core.operations import Changes, Kind, Operation, merge
 from sojourn.core.record import Client, Record
@@ -100,7 +103,7 @@ class EndedBefore(NamedTuple):
     at: float
 
 
-class Opened(NamedTuple):
+class Opened(msgspec.Struct, frozen=True, gc=False):
     """What was found for a request's cookie.
 
     Attributes:
@@ -114,7 +117,6 @@ class Opened(NamedTuple):
             empty session and nothing that it writes is kept, so that it can neither read what
             the login brought nor replace the cookie that is on its way to the browser.
         ended_before: the visitor's former session, if it is known why it ended.
-        client: who makes this request.
         notes: what is to be reported: (event, sid, detail).
     """
 
@@ -125,7 +127,6 @@ class Opened(NamedTuple):
     previous: bool = False
     shadow: bool = False
     ended_before: EndedBefore | None = None
-    client: Client = Client()
     notes: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -150,90 +151,94 @@ class Session(MutableMapping[str, Any]):
         "_active",
         "_body",
         "_cache",
-        "_cleared",
+        "_client",
         "_data",
-        "_ends",
         "_env",
         "_failure",
-        "_handed",
-        "_head",
         "_index",
         "_load",
-        "_login",
-        "_notes",
         "_opened",
         "_record",
-        "_salt",
-        "_sid",
-        "_states",
         "_status",
-        "_steps",
+        "_work",
     )
 
-    def __init__(self, env: Environment, load: Callable[[], Opened]) -> None:
-        """Make one whose record `load` finds, when it is first used."""
+    _cache: dict[Any, Any]
+    _index: dict[str, int | None]
+    _body: int
+
+    def __init__(
+        self,
+        env: Environment,
+        load: Callable[[], Opened],
+        client: Callable[[], Client] = Client,
+    ) -> None:
+        """Make one whose record `load` finds when it is first used, for that client."""
         self._env = env
         self._load: Callable[[], Opened] | None = load
+        self._client = client
         self._failure: StoreUnavailable | None = None
 
     def __getattr__(self, name: str) -> Any:
         # A slot that is not filled yet. It costs nothing once it is, and makes "was the session
         # looked at" and "was it used" facts that no method of the mapping can forget to note.
-        if name == "_index":
-            return self._decode_index()
-        load = self._load
-        if load is None or name not in Session.__slots__:
+        if name not in _LAZY:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        try:
-            opened = load()
-        except StoreUnavailable as error:
-            self._failure = error
-            raise
-        self._fill(opened)
+        load = self._load
+        if load is not None:
+            try:
+                opened = load()
+            except StoreUnavailable as error:
+                self._failure = error
+                raise
+            self._load = None
+            self._opened = opened
+            self._begin(opened.record, opened.data)
+            if opened.notes:
+                self._working().notes.extend(opened.notes)
+        if name in _OF_MAPPING:
+            # The first use of the mapping, which also is what counts as a use.
+            self._active = True
+            self._cache = {}
+            try:
+                self._index, self._body = decode_index(self._data)
+            except DamagedRecord as error:
+                self._give_up(error)
         return getattr(self, name)
-
-    def _fill(self, opened: Opened) -> None:
-        self._load = None
-        self._opened = opened
-        self._notes = list(opened.notes)
-        self._ends: list[tuple[str, str]] = []
-        self._begin(opened.record, opened.data)
 
     def _begin(self, record: Record | None, data: bytes) -> None:
         """Stand at the beginning for a record, or for a new session."""
         self._record: Record | None = record
         self._data = data
         self._status = Status.NEW if record is None else Status.UNCHANGED
-        self._sid: str | None = None
-        self._salt = b""
         self._active = False
-        self._cleared = False
-        self._login = False
-        self._cache: dict[str, Any] = {}
-        self._handed: dict[str, bytes] = {}
-        self._states: dict[str, _Held] = {}
-        self._steps: dict[str, list[Operation]] = {}
-        self._head: dict[str, Any] = {}
+        self._work: _Work | None = None
 
-    def _decode_index(self) -> dict[str, int | None]:
-        """Read the index on the first use of the mapping, which also is what counts as a use."""
-        data = self._data
+    def _working(self) -> _Work:
+        """Return where this request's doings are kept; a request that only reads has none."""
+        work = self._work
+        if work is None:
+            work = self._work = _Work()
+        return work
+
+    def _restart(self) -> _Work:
+        """Go on as a new session; what is to be ended and reported stays known."""
+        old = self._working()
+        self._begin(None, codec.EMPTY)
+        self._forget_values()
+        work = self._working()
+        work.ends, work.notes = old.ends, old.notes
+        return work
+
+    def _forget_values(self) -> None:
+        self._cache = {}
+        self._index = {}
         self._active = True
-        index: dict[str, int | None]
-        try:
-            index, self._body = codec.decode_index(data)  # type: ignore[assignment]
-        except DamagedRecord as error:
-            self._give_up(error)
-            index = {}
-        self._index = index
-        return index
 
     def _give_up(self, error: DamagedRecord) -> None:
         """Go on as a new session, since the stored one is damaged."""
-        self._notes.append(("damaged", self.sid, str(error)))
-        self._begin(None, codec.EMPTY)
-        self._index = {}
-        self._active = True
+        sid = self.sid
+        self._restart().notes.append(("damaged", sid, str(error)))
 
     def _event(self, event: Event) -> None:
         self._status = TRANSITIONS[self._status, event]
@@ -246,10 +251,10 @@ class Session(MutableMapping[str, Any]):
         record = self._record
         if record is not None:
             return record.sid
-        sid = self._sid
-        if sid is None:
-            sid = self._sid = new_sid(self._env.entropy)
-        return sid
+        work = self._working()
+        if not work.sid:
+            work.sid = new_sid(self._env.entropy)
+        return work.sid
 
     @property
     def status(self) -> Status:
@@ -302,9 +307,9 @@ class Session(MutableMapping[str, Any]):
     @property
     def client(self) -> Client:
         """Address and agent of the client that made the session or last logged in."""
-        record = self._record
-        if record is None or self._login:
-            return self._opened.client
+        record, work = self._record, self._work
+        if record is None or (work is not None and work.login):
+            return self._client()
         return Client(record.address, record.agent)
 
     @property
@@ -345,8 +350,8 @@ class Session(MutableMapping[str, Any]):
 
         Sets `lifetime` and `idle_timeout` to it and makes the cookie persistent.
         """
-        self.lifetime = lifetime  # type: ignore[assignment]
-        self.idle_timeout = lifetime  # type: ignore[assignment]
+        self.lifetime = lifetime
+        self.idle_timeout = lifetime
         self.persistent = True
 
     def __repr__(self) -> str:
@@ -363,10 +368,9 @@ class Session(MutableMapping[str, Any]):
     def __getitem__(self, key: type[T]) -> T: ...
     def __getitem__(self, key: Any) -> Any:
         """Return a value; or the typed state of a class, made on first use."""
-        try:
-            return self._cache[key]
-        except KeyError:
-            pass
+        cache = self._cache
+        if key in cache:
+            return cache[key]
         packed = self._index.get(key)
         if packed is None:
             if isinstance(key, type):
@@ -402,9 +406,9 @@ class Session(MutableMapping[str, Any]):
         """Delete a value, or the typed state of a class."""
         if isinstance(key, type):
             name = describe(key).key
-            self._cache.pop(key, None)
-            if self._states.pop(name, None) is None and name not in self._index:
+            if self._working().states.pop(name, None) is None and name not in self._index:
                 raise KeyError(key)
+            self._cache.pop(key, None)
         else:
             name = key
             if name not in self._index:
@@ -415,8 +419,8 @@ class Session(MutableMapping[str, Any]):
         """Tell whether there is such a key; for a class, whether its state is stored or used."""
         if isinstance(key, type):
             name = describe(key).key
-            return name in self._index or name in self._states
-        return key in self._index and key[:1] != "\0"  # type: ignore[index]
+            return name in self._index or name in self._working().states
+        return key in self._index and not (isinstance(key, str) and key[:1] == "\0")
 
     def __iter__(self) -> Iterator[str]:
         return iter([key for key in self._index if key[:1] != "\0"])
@@ -443,12 +447,12 @@ class Session(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove all values, typed state, claims and flash messages; the session lives on."""
-        self._index = {}
-        self._active = True
-        for held in (self._cache, self._handed, self._states, self._steps):
+        self._forget_values()
+        work = self._working()
+        for held in (work.handed, work.states, work.steps):
             held.clear()
         if self._record is not None:
-            self._cleared = True
+            work.cleared = True
             self._event(Event.WRITE)
 
     # Operations that merge with those of other requests.
@@ -523,11 +527,12 @@ class Session(MutableMapping[str, Any]):
             )
         if self._value("user") not in (None, user):
             self.end("replaced")
-        self._head["user"] = user
-        self._head["authenticated"] = self._env.clock()
-        self._login = True
+        work = self._working()
+        work.head["user"] = user
+        work.head["authenticated"] = self._env.clock()
+        work.login = True
+        work.salt = self._env.entropy(16)
         self._active = True
-        self._salt = self._env.entropy(16)
         if claims:
             self._put(_CLAIMS, claims)
         elif _CLAIMS in self._index:
@@ -556,13 +561,11 @@ class Session(MutableMapping[str, Any]):
         if not isinstance(reason, str) or not 0 < len(reason) <= 32:
             raise InvalidValue(f"end({reason!r}): a reason is one short word")
         self._event(Event.END)
-        if self._record is not None:
-            self._ends.append((self._record.sid, reason))
-        self._begin(None, codec.EMPTY)
-        self._index = {}
-        self._active = True
-        opened = self._opened
-        self._opened = Opened(self._env.clock(), shadow=opened.shadow, client=opened.client)
+        record = self._record
+        if record is not None:
+            self._working().ends.append((record.sid, reason))
+        self._restart()
+        self._opened = Opened(self._env.clock(), shadow=self._opened.shadow)
 
     # Reading without extending.
 
@@ -623,60 +626,78 @@ class Session(MutableMapping[str, Any]):
         """Why the session could not be loaded, if it was tried and the store did not answer."""
         return self._failure
 
+    def _settled(self) -> bool:
+        """Tell whether a commit has nothing to do: only read, and no touch is due."""
+        if self._load is not None:
+            return True
+        work = self._work
+        if work is not None and work.pending():
+            return False
+        if self._status == Status.UNCHANGED:
+            if not self._active or self._opened.previous:
+                return True
+            seen: float = self._record.seen  # type: ignore[union-attr]
+            return self._env.clock() - seen < self._env.rules.touch_interval
+        return self._status == Status.NEW
+
     def _collect(self) -> Changes:
         """Return what was done to the values, all encoded.
 
         Raises:
             InvalidValue: a value that cannot be stored.
         """
-        if not self._handed and not self._steps and not self._states and not self._cleared:
+        work = self._work
+        if work is None:
             return _NO_CHANGES
         depth = self._env.rules.max_depth
         steps: dict[str, list[Operation]] = {}
-        for key, done in self._steps.items():
+        for key, done in work.steps.items():
             steps[key] = [
                 Operation(Kind.SET, codec.encode_value(self._cache[key], key=key, depth=depth))
                 if step is _PENDING
                 else step
                 for step in done
             ]
-        for key, before in self._handed.items():
+        for key, before in work.handed.items():
             after = codec.encode_value(self._cache[key], key=key, depth=depth)
             if after != before:
                 steps.setdefault(key, []).append(Operation(Kind.SET, after))
-        for key, held in self._states.items():
+        for key, held in work.states.items():
             operation = held.operation()
             if operation is not None:
                 steps.setdefault(key, []).append(operation)
-        if steps or self._cleared:
+        if steps or work.cleared:
             self._event(Event.WRITE)
-        return Changes(self._cleared, steps)
+        return Changes(work.cleared, steps)
 
     def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
         """Stand for what was saved; what was handed out goes on to be watched."""
-        values, states, opened = self._handed, self._states, self._opened
+        work, active = self._working(), self._active
+        cache = self._cache if active else {}
+        values, states = work.handed, work.states
         for key, steps in changes.steps.items():
             last = steps[-1]
-            if last.kind == Kind.SET and type(self._cache.get(key)) not in codec.IMMUTABLE:
+            if last.kind == Kind.SET and type(cache.get(key)) not in codec.IMMUTABLE:
                 values[key] = last.value
             elif last.kind == Kind.STATE:
                 states[key].loaded = last.value[1]
-        cache = {key: self._cache[key] for key in values}
-        cache.update((held.info.cls, held.value) for held in states.values())
-        active = self._active
         self._begin(record, data)
-        self._index, self._body = codec.decode_index(data)  # type: ignore[assignment]
-        self._cache, self._handed, self._states, self._active = cache, values, states, active
-        self._ends.clear()
-        self._opened = opened
+        self._forget_values()
+        self._index, self._body = decode_index(data)
+        self._active = active
+        if values or states:
+            work = self._working()
+            work.handed, work.states = values, states
+            self._cache.update((key, cache[key]) for key in values)
+            self._cache.update((held.info.cls, held.value) for held in states.values())
 
     # Inside.
 
     def _value(self, name: str) -> Any:
         """Return a field of the record as this request sees it."""
-        head = self._head
-        if name in head:
-            return head[name]
+        work = self._work
+        if work is not None and name in work.head:
+            return work.head[name]
         if self._record is not None:
             return getattr(self._record, name)
         return getattr(self._env.rules, name, _FRESH.get(name))
@@ -696,47 +717,51 @@ class Session(MutableMapping[str, Any]):
             self._set_head(name, limit)
 
     def _set_head(self, name: str, value: Any) -> None:
-        self._head[name] = value
+        self._working().head[name] = value
         self._active = True
         self._event(Event.WRITE)
 
     def _salt_of(self, *, make: bool) -> bytes:
         self._active = True
-        if self._salt or self._record is not None:
-            return self._salt or self._record.salt  # type: ignore[union-attr]
-        if make:
-            self._salt = self._env.entropy(16)
+        work, record = self._working(), self._record
+        if record is not None and not work.salt:
+            return record.salt
+        if make and not work.salt:
+            work.salt = self._env.entropy(16)
             self._event(Event.WRITE)
-        return self._salt
+        return work.salt
 
     def _decode(self, key: str, packed: int) -> Any:
         """Decode one value, and watch it if it can be changed in place."""
-        raw = codec.segment(self._data, self._body, packed)
+        start = self._body + (packed >> 32)
+        raw = self._data[start : start + (packed & 0xFFFFFFFF)]
         try:
-            value = codec.decode_value(raw)
+            value = decode_value(raw)
         except DamagedRecord as error:
             self._give_up(error)
             raise KeyError(key) from None
         self._cache[key] = value
         if type(value) not in codec.IMMUTABLE:
-            self._handed[key] = raw
+            self._working().handed[key] = raw
         return value
 
     def _put(self, key: str, value: Any) -> None:
         self._index[key] = None
         self._cache[key] = value
-        self._handed.pop(key, None)
-        done = self._steps.get(key)
+        work = self._working()
+        work.handed.pop(key, None)
+        done = work.steps.get(key)
         # After a deletion the key comes to stand last; else it keeps its place.
-        self._steps[key] = [_DELETE, _PENDING] if done and done[0] is _DELETE else [_PENDING]
+        work.steps[key] = [_DELETE, _PENDING] if done and done[0] is _DELETE else [_PENDING]
         self._event(Event.WRITE)
 
     def _drop(self, name: str) -> None:
         self._index.pop(name, None)
         self._cache.pop(name, None)
-        self._handed.pop(name, None)
-        self._steps.pop(name, None)
-        self._steps[name] = [_DELETE]
+        work = self._working()
+        work.handed.pop(name, None)
+        work.steps.pop(name, None)
+        work.steps[name] = [_DELETE]
         self._event(Event.WRITE)
 
     def _merge(self, key: str, kind: str, operand: Any) -> Any:
@@ -747,14 +772,15 @@ class Session(MutableMapping[str, Any]):
         codec.encode_value(operand, key=key, depth=depth)
         old = self.get(key)
         new = merge(kind, old, operand)
-        done = self._steps.setdefault(key, [])
+        work = self._working()
+        done = work.steps.setdefault(key, [])
         if done and done[-1] is _PENDING:
             pass
         elif kind == Kind.ADD and done and done[-1].kind == Kind.ADD:
             done[-1] = Operation(kind, done[-1].value + operand)
         else:
-            if key in self._handed:
-                before = self._handed.pop(key)
+            if key in work.handed:
+                before = work.handed.pop(key)
                 if codec.encode_value(old, key=key, depth=depth) != before:
                     done.append(_PENDING)
             if not done or done[-1] is not _PENDING:
@@ -766,7 +792,7 @@ class Session(MutableMapping[str, Any]):
         self._index[key] = None
         self._cache[key] = new
         if done[-1] is not _PENDING and type(new) not in codec.IMMUTABLE:
-            self._handed[key] = codec.encode_value(new, key=key, depth=depth)
+            work.handed[key] = codec.encode_value(new, key=key, depth=depth)
         self._event(Event.WRITE)
         return new
 
@@ -785,8 +811,8 @@ class Session(MutableMapping[str, Any]):
                 return self._state(cls)
             # As this version encodes it: an upgrade alone is no reason to write.
             held = _Held(info, value, raw, info.encode(value))
-        self._states[info.key] = held
-        self._cache[cls] = value  # type: ignore[index]
+        self._working().states[info.key] = held
+        self._cache[cls] = value
         return value  # type: ignore[no-any-return]
 
     def _set_state(self, cls: type[Any], value: Any) -> None:
@@ -798,13 +824,65 @@ class Session(MutableMapping[str, Any]):
             )
         packed = self._index.get(info.key)
         raw = None if packed is None else codec.segment(self._data, self._body, packed)
-        self._states[info.key] = _Held(info, value, raw, b"")
-        self._cache[cls] = value  # type: ignore[index]
+        self._working().states[info.key] = _Held(info, value, raw, b"")
+        self._cache[cls] = value
         self._event(Event.WRITE)
 
 
+_LAZY = frozenset(
+    {"_active", "_body", "_cache", "_data", "_index", "_opened", "_record", "_status", "_work"}
+)
+_OF_MAPPING = frozenset({"_body", "_cache", "_index"})
 _FRESH = {"user": None, "authenticated": None, "persistent": False}
 _NO_CHANGES = Changes()
+
+
+class _Work:
+    """What a request did to its session.
+
+    Attributes:
+        handed: segments of values that can be changed in place, as they were handed out.
+        states: typed state that was handed out or set.
+        steps: operations on values; `_PENDING` stands for a plain set, whose value is in the cache
+            and encoded at the commit.
+        head: fields of the record that were set.
+        cleared: all values were removed first.
+        login: a user was logged in.
+        salt, sid: those of a new session, or after a login; empty until they are needed.
+        ends: sessions that were ended: (sid, reason).
+        notes: what is to be reported: (event, sid, detail).
+    """
+
+    __slots__ = (
+        "cleared",
+        "ends",
+        "handed",
+        "head",
+        "login",
+        "notes",
+        "salt",
+        "sid",
+        "states",
+        "steps",
+    )
+
+    def __init__(self) -> None:
+        self.handed: dict[str, bytes] = {}
+        self.states: dict[str, _Held] = {}
+        self.steps: dict[str, list[Operation]] = {}
+        self.head: dict[str, Any] = {}
+        self.cleared = False
+        self.login = False
+        self.salt = b""
+        self.sid = ""
+        self.ends: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str, str]] = []
+
+    def pending(self) -> bool:
+        """Tell whether there is anything that a commit has to look at."""
+        return bool(
+            self.handed or self.states or self.steps or self.cleared or self.ends or self.notes
+        )
 
 
 class _Held:
@@ -857,7 +935,7 @@ class Peek(Mapping[str, Any]):
             # As if nobody had been here: the next real use is the first.
             if not session.is_new:
                 session._active = False
-                del session._index
+                del session._index, session._cache
 
     @overload
     def __getitem__(self, key: str) -> Any: ...

@@ -228,7 +228,7 @@ def _describe(
 ) -> StateInfo:
     model = hasattr(cls, "__pydantic_serializer__")
     if model:
-        names: Any = cls.model_fields  # type: ignore[attr-defined]
+        names: Any = cls.model_fields
     elif hasattr(cls, "__struct_fields__"):
         names = cls.__struct_fields__
     elif hasattr(cls, "__dataclass_fields__"):

@@ -13,7 +13,8 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
-from typing import NamedTuple
+
+import msgspec
 
 __all__ = [
     "SID_LENGTH",
@@ -42,7 +43,7 @@ _is_sid = re.compile(_SID).fullmatch
 _match_token = _TOKEN.fullmatch
 
 
-class Token(NamedTuple):
+class Token(msgspec.Struct, frozen=True, gc=False):
     """A well-formed token in its two halves."""
 
     sid: str
@@ -62,7 +63,7 @@ def parse_token(text: str) -> Token | None:
     if len(text) != TOKEN_LENGTH:
         return None
     found = _match_token(text)
-    return None if found is None else Token(found[1], found[2])
+    return None if found is None else Token(*found.groups())
 
 
 def is_sid(text: str) -> bool:
@@ -87,7 +88,7 @@ def name_to_sid(name: str) -> str:
 
 def hash_secret(secret: str) -> bytes:
     """Return what a store may know of a secret: the SHA-256 of its 43 characters."""
-    return sha256(secret.encode("ascii")).digest()
+    return sha256(secret.encode()).digest()
 
 
 same_hash = compare_digest

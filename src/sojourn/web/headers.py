@@ -13,6 +13,9 @@ __all__ = ["Headers", "with_session"]
 
 Headers = list[tuple[str, str]]
 
+_VARY = ("Vary", "Cookie")
+_PRIVATE = ("Cache-Control", "private")
+
 
 def with_session(headers: Headers, done: Committed, cookie: CookieSettings, https: bool) -> Headers:
     """Return the headers of an answer for which the session was looked at.
@@ -26,26 +29,30 @@ def with_session(headers: Headers, done: Committed, cookie: CookieSettings, http
     Raises:
         ConfigurationError: the cookie is longer than browsers take.
     """
-    secure = cookie.is_secure(https)
     set_cookie = None
     if done.token is not None:
-        set_cookie = cookie.set(str(done.token), done.max_age, secure)
+        set_cookie = cookie.set(str(done.token), done.max_age, cookie.is_secure(https))
     elif done.cleared:
-        set_cookie = cookie.clear(secure)
+        set_cookie = cookie.clear(cookie.is_secure(https))
     caching: list[str] = []
     varies = False
     out: Headers = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower == "cache-control":
+    for header in headers:
+        name, value = header
+        # By its length first: most headers are neither, and need not be spelt out.
+        size = len(name)
+        if size == 13 and name.lower() == "cache-control":
             caching.append(value)
             continue
-        if lower == "vary" and ("*" in value or "cookie" in value.lower()):
+        if size == 4 and name.lower() == "vary" and ("*" in value or "cookie" in value.lower()):
             varies = True
-        out.append((name, value))
+        out.append(header)
     if not varies:
-        out.append(("Vary", "Cookie"))
-    out.append(("Cache-Control", _private(caching, no_store=set_cookie is not None)))
+        out.append(_VARY)
+    if set_cookie is None and not caching:
+        out.append(_PRIVATE)
+    else:
+        out.append(("Cache-Control", _private(caching, no_store=set_cookie is not None)))
     if set_cookie is not None:
         out.append(("Set-Cookie", set_cookie))
     if done.cleared and https:
@@ -59,8 +66,6 @@ def _private(caching: list[str], *, no_store: bool) -> str:
     """Return Cache-Control so that no shared cache keeps the answer; and none at all `no_store`."""
     if no_store:
         return "no-store, private"
-    if not caching:
-        return "private"
     kept = []
     for part in ",".join(caching).split(","):
         part = part.strip()

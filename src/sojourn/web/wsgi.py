@@ -41,8 +41,7 @@ class SessionMiddleware:
         """Answer one request."""
         sessions = self.sessions
         request = _Request(sessions, environ, start_response)
-        session = request.session = Session(sessions._env, request.open)
-        environ[KEY] = session
+        session = environ[KEY] = request.session
         try:
             result = self.app(environ, request.start)
         except StoreUnavailable as error:
@@ -63,17 +62,10 @@ class SessionMiddleware:
 class _Request:
     """One request: holds the head back until the session is committed."""
 
-    __slots__ = (
-        "environ",
-        "head",
-        "sent",
-        "session",
-        "sessions",
-        "start_response",
-        "write",
-    )
-
-    session: Session
+    # No slots: most requests never set what has a default here.
+    head: tuple[str, list[tuple[str, str]], Any] | None = None
+    sent = False
+    write: Callable[[bytes], object] | None = None
 
     def __init__(
         self, sessions: SessionManager, environ: WSGIEnvironment, start_response: StartResponse
@@ -81,19 +73,19 @@ class _Request:
         self.sessions = sessions
         self.environ = environ
         self.start_response = start_response
-        self.head: tuple[str, list[tuple[str, str]], Any] | None = None
-        self.sent = False
-        self.write: Callable[[bytes], object] | None = None
-
-    @property
-    def https(self) -> bool:
-        return bool(self.environ.get("wsgi.url_scheme") == "https")
+        self.session = Session(sessions._env, self.open, self.client)
 
     def open(self) -> Opened:
         """Find the session of the request; called on its first use."""
         environ = self.environ
-        client = Client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_USER_AGENT", ""))
-        return self.sessions.open(environ.get("HTTP_COOKIE", ""), self.https, client)
+        return self.sessions.open(
+            environ.get("HTTP_COOKIE", ""), environ["wsgi.url_scheme"] == "https"
+        )
+
+    def client(self) -> Client:
+        """Say who makes the request."""
+        environ = self.environ
+        return Client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_USER_AGENT", ""))
 
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -129,7 +121,9 @@ class _Request:
                 done = sessions.commit(session)
             except (StoreUnavailable, Conflict) as error:
                 return self.fail(error)
-            headers = with_session(headers, done, sessions.cookie, self.https)
+            headers = with_session(
+                headers, done, sessions.cookie, self.environ["wsgi.url_scheme"] == "https"
+            )
         self.sent = True
         if exc_info is None:
             self.write = self.start_response(status, headers)
@@ -187,6 +181,7 @@ class _Body:
     def _first(self) -> bytes:
         """Let the application come to its first bytes, or to its end, then send the head."""
         request = self._request
+        chunk = b""
         try:
             chunk = next((chunk for chunk in self._chunks if chunk), b"")
             failed = request.send_head()

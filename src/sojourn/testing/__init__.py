@@ -30,19 +30,44 @@ from sojourn.testing.checking import (
     run_check,
 )
 from sojourn.testing.clock import Clock
+from sojourn.testing.faults import (
+    AsyncFlakyStore,
+    Crash,
+    Fault,
+    FlakyStore,
+    Plan,
+    at,
+    sometimes,
+)
 from sojourn.testing.model import ModelStore
 from sojourn.testing.records import expect, expect_same, new_record, new_sid, next_version
+from sojourn.testing.wrapping import (
+    AsyncRecordingStore,
+    AsyncWrappedStore,
+    RecordingStore,
+    WrappedStore,
+)
 
 __all__ = [
     "CHECKS",
+    "AsyncFlakyStore",
+    "AsyncRecordingStore",
+    "AsyncWrappedStore",
     "Check",
     "Clock",
     "Close",
     "ContractBroken",
+    "Crash",
+    "Fault",
+    "FlakyStore",
     "ModelStore",
+    "Plan",
+    "RecordingStore",
     "Together",
+    "WrappedStore",
     "acheck_store",
     "arun_check",
+    "at",
     "check_store",
     "expect",
     "expect_same",
@@ -50,4 +75,5 @@ __all__ = [
     "new_sid",
     "next_version",
     "run_check",
+    "sometimes",
 ]

@@ -1,0 +1,1028 @@
+"""Records in one SQLite file, for any number of threads and processes of one host.
+
+The file is in WAL mode: readers wait for nobody, and one writes at a time. A connection is
+taken from a short list for the time of one call and put back, so that threads may come and go.
+Why `apsw` and not the standard library: docs/decisions/0010-sqlite-driver.md.
+"""
+
+from __future__ import annotations
+
+import _thread
+import builtins
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+from msgspec.structs import astuple
+from msgspec.structs import replace as changed
+
+from sojourn.core.calls import GONE, SAVED, Outcome
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.errors import (
+    ConfigurationError,
+    DamagedRecord,
+    InvalidValue,
+    SojournError,
+    StoreUnavailable,
+)
+from sojourn.stores.base import Promises
+
+try:
+    import apsw
+except ImportError as error:
+    raise ConfigurationError(
+        "The SQLite store needs the package apsw: pip install 'sojourn[sqlite]'."
+    ) from error
+
+__all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "WouldBlock"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_OLDEST_SQLITE = 3_051_003
+"""The first without the WAL-reset fault, by which two connections may damage a file."""
+
+_SYNCHRONOUS = ("normal", "full")
+
+# Connections that wait for the next call; more are only open while calls overlap.
+_KEPT_CONNECTIONS = 8
+
+# A checkpoint is due after so many bytes more in the log, counted as these pages for each write and
+# its data (SQLite itself takes 4 MiB). A log of several times that size is one that ordinary
+# checkpoints cannot finish.
+_CHECKPOINT_BYTES = 4 << 20
+_ROW_BYTES = 2 * 4096
+_LARGE_LOG_PAGES = 4000
+_CHECKPOINT_SECONDS = 0.025
+
+# How long `due` holds the write lock at most before it lets others write, and with how many rows.
+_CLAIM_SECONDS = 0.02
+_CLAIM_ROWS = 100
+
+
+# Statements ---------------------------------------------------------------------------------------
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE sojourn_meta (
+        name TEXT NOT NULL PRIMARY KEY,
+        value INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE sojourn_sessions (
+        sid TEXT COLLATE BINARY NOT NULL PRIMARY KEY,
+        secret_hash BLOB NOT NULL,
+        version INTEGER NOT NULL,
+        created REAL NOT NULL,
+        seen REAL NOT NULL,
+        deadline REAL NOT NULL,
+        idle_timeout REAL,
+        lifetime REAL,
+        user_name TEXT COLLATE BINARY,
+        authenticated REAL,
+        generation INTEGER NOT NULL,
+        previous_hash BLOB NOT NULL,
+        previous_generation INTEGER NOT NULL,
+        grace_until REAL NOT NULL,
+        salt BLOB NOT NULL,
+        persistent INTEGER NOT NULL,
+        address TEXT NOT NULL,
+        agent TEXT NOT NULL,
+        commits BLOB NOT NULL,
+        status INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        due REAL,
+        data BLOB NOT NULL
+    ) STRICT;
+
+    CREATE INDEX sojourn_sessions_due ON sojourn_sessions (due) WHERE due IS NOT NULL;
+    CREATE INDEX sojourn_sessions_user ON sojourn_sessions (user_name, sid, status)
+        WHERE user_name IS NOT NULL;
+    CREATE INDEX sojourn_sessions_ended ON sojourn_sessions (status, sid) WHERE status <> 0;
+
+    INSERT INTO sojourn_meta (name, value) VALUES ('schema', 0), ('checkpoints', 0);
+    """,
+)
+"""What leads from each version of the schema to the next: the first makes version 1 out of nothing.
+
+Only ever appended to. All that a file lacks run in one transaction.
+"""
+
+
+def _schema() -> str:
+    """Return the SQL that makes the tables in an empty or in an application's own file."""
+    steps = "".join(MIGRATIONS)
+    done = f"UPDATE sojourn_meta SET value = {len(MIGRATIONS)} WHERE name = 'schema';"
+    return f"BEGIN IMMEDIATE;\n{steps}\n    {done}\nCOMMIT;\n"
+
+
+SCHEMA = _schema()
+"""The newest schema as SQL, for people who make the tables themselves."""
+
+_TABLE = "sojourn_sessions"
+_FIELDS = tuple("user_name" if name == "user" else name for name in Record.__struct_fields__)
+_PARAMETER = {name: f"?{index}" for index, name in enumerate(_FIELDS, 1)}
+_EXPECTED = f"?{len(_FIELDS) + 1}"
+
+# Short texts: apsw finds a prepared statement by its text, which costs 0.1 us for 100 characters.
+# So a row is read with `*`, in the order of the table; `_record` knows it.
+
+
+def _assigned(*but: str) -> str:
+    return ",".join(f"{name}={number}" for name, number in _PARAMETER.items() if name not in but)
+
+
+_LOAD = f"SELECT * FROM {_TABLE} WHERE sid=?"
+_CREATE = (
+    f"INSERT INTO {_TABLE}({','.join(_FIELDS)},due)"
+    f"VALUES({','.join(_PARAMETER.values())},{_PARAMETER['deadline']})"
+    "ON CONFLICT(sid)DO NOTHING"
+)
+# The common case: user and status stay, and the due time need not move. An UPDATE that names an
+# indexed column writes its index anew even where the value stays; this one writes no index.
+_REPLACE = (
+    f"UPDATE {_TABLE} SET {_assigned('sid', 'user_name', 'status')}"
+    f" WHERE sid={_PARAMETER['sid']} AND version={_EXPECTED} AND status={_PARAMETER['status']}"
+    f" AND user_name IS {_PARAMETER['user_name']} AND due<={_PARAMETER['deadline']}"
+)
+_REPLACE_ALL = (
+    f"UPDATE {_TABLE} SET {_assigned('sid')},due=min(due,{_PARAMETER['deadline']})"
+    f" WHERE sid={_PARAMETER['sid']} AND version={_EXPECTED} AND status IN ({LIVE},{MARK})"
+)
+_TOUCH = (
+    f"UPDATE {_TABLE} SET seen = ?3, deadline = ?4, version = version + 1 "
+    f"WHERE sid = ?1 AND version = ?2 AND status IN ({LIVE}, {MARK})"
+)
+
+_STATUS_OF = f"SELECT status FROM {_TABLE} WHERE sid = ?"
+_REMOVE = f"DELETE FROM {_TABLE} WHERE sid = ?"
+_MAKE_ENDING = (
+    f"UPDATE {_TABLE} SET version = version + (status <> {ENDING}), "
+    f"reason = CASE status WHEN {ENDING} THEN reason ELSE ?2 END, status = {ENDING}, due = ?3 "
+    f"WHERE sid = ?1 AND status IN ({LIVE}, {ENDING}, {MARK})"
+)
+# A tombstone needs no address and agent; emptying them also mends a row whose text is damaged.
+_MAKE_ENDED = (
+    f"UPDATE {_TABLE} SET version = version + 1, status = {ENDED}, "
+    "reason = CASE reason WHEN '' THEN ?2 ELSE reason END, seen = ?3, deadline = ?4, due = ?4, "
+    "data = x'', commits = x'', salt = x'', user_name = NULL, address = '', agent = '' "
+    f"WHERE sid = ?1 AND status <> {ENDED}"
+)
+
+_ANY_DUE = f"SELECT 1 FROM {_TABLE} WHERE due <= ? LIMIT 1"
+_DUE_PAGE = (
+    f"SELECT rowid, status, deadline FROM {_TABLE} WHERE due <= ? ORDER BY due, rowid LIMIT ?"
+)
+_ROW = f"SELECT * FROM {_TABLE} WHERE rowid = ?"
+_CLAIM = (
+    f"UPDATE {_TABLE} SET status = {ENDING}, version = ?2, attempts = ?3, due = ?4 WHERE rowid = ?1"
+)
+_MOVE = f"UPDATE {_TABLE} SET due = ?2 WHERE rowid = ?1"
+_REMOVE_ROW = f"DELETE FROM {_TABLE} WHERE rowid = ?1"
+
+_CHECKPOINTED = "UPDATE sojourn_meta SET value = value + 1 WHERE name = 'checkpoints'"
+
+
+def _where(user: str | None, status: int | None) -> str:
+    """Return the condition of `list` and `count`, which an index serves in the order of sids."""
+    terms = []
+    if user is not None:
+        terms.append("user_name = :user")
+    if status is not None:
+        terms.append("status = :status")
+        if user is None and status != LIVE:
+            # Lets SQLite use the index that holds only those.
+            terms.append(f"status <> {LIVE}")
+    return " AND ".join(terms) or "true"
+
+
+def _list_statement(user: str | None, status: int | None) -> str:
+    return f"SELECT * FROM {_TABLE} WHERE {_where(user, status)} AND sid > :after ORDER BY sid"
+
+
+def _count_statement(user: str | None, status: int | None) -> str:
+    if user is None and status == LIVE:
+        # Two counts of an index are some hundred times faster than to read the status of all.
+        others = f"SELECT count(*) FROM {_TABLE} WHERE status <> {LIVE}"
+        return f"SELECT (SELECT count(*) FROM {_TABLE}) - ({others})"
+    return f"SELECT count(*) FROM {_TABLE} WHERE {_where(user, status)}"
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+_STATUSES = frozenset((LIVE, ENDING, ENDED, MARK))
+_BOOLEAN = {0: False, 1: True}
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    """Return a row as a record: the table has `data` last, after `due`, to read the rest faster.
+
+    Raises `DamagedRecord` where a column holds what it must not. The table is STRICT, but a flipped
+    bit in the row's header changes the type of a column too.
+    """
+    try:
+        record = msgspec.convert(
+            (*row[:8], row[23], *row[8:15], _BOOLEAN[row[15]], *row[16:22]), Record
+        )
+    except (msgspec.ValidationError, KeyError, TypeError) as error:
+        raise DamagedRecord(f"the record {row[0]!r} is damaged: {error}") from error
+    if record.status not in _STATUSES:
+        raise DamagedRecord(
+            f"the record {row[0]!r} is damaged: its status is {record.status}, not one of 0 to 3"
+        )
+    return record
+
+
+def _refused(sid: str, error: Exception) -> InvalidValue:
+    """Return the error for a record with a value that no column takes: a time that is no number."""
+    return InvalidValue(f"the record {sid!r} cannot be stored: {error}")
+
+
+# Connections --------------------------------------------------------------------------------------
+
+
+class WouldBlock(Exception):
+    """`SqliteStore.attempt` cannot do it without waiting; nothing was done."""
+
+
+class _Connection:
+    """One connection, with the verbs on it. Raises what apsw raises."""
+
+    __slots__ = (
+        "__weakref__",
+        "_changes",
+        "_synchronous",
+        "apsw",
+        "closed",
+        "execute",
+        "wrote",
+    )
+
+    def __init__(self, connection: apsw.Connection, synchronous: str) -> None:
+        self.apsw = connection
+        self.closed = False
+        self._synchronous = synchronous
+        self._changes = connection.changes
+        # One cursor for all: every statement below runs to its end, by `get` or because it
+        # returns no rows, so that none holds a read transaction open.
+        self.execute = connection.cursor().execute
+        connection.pragma("synchronous", synchronous)
+        # `SqliteStore` has a thread do it, after so many bytes; SQLite would make a request wait.
+        connection.wal_autocheckpoint(0)
+        self.wrote = 0
+
+    def close(self) -> None:
+        self.closed = True
+        self.apsw.close(True)
+
+    def wait_for(self, seconds: float) -> None:
+        """Set how long it waits for a lock."""
+        self.apsw.set_busy_timeout(round(seconds * 1000))
+
+    def load(self, sid: str) -> Record | None:
+        row = self.execute(_LOAD, (sid,)).get
+        return None if row is None else _record(row)
+
+    def create(self, record: Record) -> bool:
+        try:
+            self.execute(_CREATE, astuple(record))
+        except apsw.ConstraintError as error:
+            raise _refused(record.sid, error) from error
+        self.wrote += _ROW_BYTES + len(record.data)
+        return self._changes() == 1
+
+    def replace(self, record: Record, expected_version: int) -> Record | Outcome:
+        try:
+            return self._replace(record, expected_version)
+        except apsw.ConstraintError as error:
+            self.load(record.sid)  # it is the row's fault, and this raises DamagedRecord, or...
+            raise _refused(record.sid, error) from error
+
+    def _replace(self, record: Record, expected_version: int) -> Record | Outcome:
+        # Each statement is atomic by itself, and versions only grow: one that the first statement
+        # did not find is another's for ever, or it was only not the common case. What comes after
+        # it finds out which, and what it reads is current at that later moment. So no transaction
+        # is needed around them.
+        values = (*astuple(record), expected_version)
+        self.wrote += _ROW_BYTES + len(record.data)
+        if record.status == LIVE or record.status == MARK:
+            self.execute(_REPLACE, values)
+            if self._changes() == 1:
+                return SAVED
+        current = self.load(record.sid)
+        if current is not None and current.version == expected_version:
+            self.execute(_REPLACE_ALL, values)
+            if self._changes() == 1:
+                return SAVED
+            current = self.load(record.sid)
+        if current is None or current.status == ENDING or current.status == ENDED:
+            return GONE
+        return current
+
+    def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
+        try:
+            self.execute(_TOUCH, (sid, expected_version, seen, deadline))
+        except apsw.ConstraintError as error:
+            self.load(sid)  # as in replace
+            raise _refused(sid, error) from error
+        self.wrote += _ROW_BYTES
+        return self._changes() == 1
+
+    def delete(self, sid: str, ended: Ended | None) -> bool:
+        self.wrote += _ROW_BYTES
+        status = self.execute(_STATUS_OF, (sid,)).get
+        if status is None:
+            return False
+        if status in (ENDING, ENDED, MARK):
+            # No session that lives is ended by this: what makes it durable came before, or a
+            # sweep will do the same again.
+            return self._end(sid, status, ended)
+        with self._durably():
+            return self._end(sid, status, ended)
+
+    @contextlib.contextmanager
+    def _durably(self) -> Iterator[None]:
+        """Have the disk confirm what is committed inside, and all that was committed before."""
+        if self._synchronous == "full":
+            yield
+            return
+        self.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            self.execute("PRAGMA synchronous = NORMAL")
+
+    def _end(self, sid: str, status: object, ended: Ended | None) -> bool:
+        try:
+            if ended is None or status not in _STATUSES:
+                self.execute(_REMOVE, (sid,))
+            elif ended.status == ENDING:
+                self.execute(_MAKE_ENDING, (sid, ended.reason, ended.due))
+            else:
+                self.execute(_MAKE_ENDED, (sid, ended.reason, ended.at, ended.due))
+        except apsw.ConstraintError:
+            # The row is damaged, and a STRICT table takes no row with a column of a wrong type.
+            self.execute(_REMOVE, (sid,))
+        return self._changes() == 1
+
+    def claim(self, now: float, lease: float, limit: int) -> tuple[list[Record], int]:
+        """Do one short transaction of `due`; return what it claimed, and how many it looked at."""
+        if self.execute(_ANY_DUE, (now,)).get is None:
+            return [], 0
+        claimed: list[Record] = []
+        looked = 0
+        with self._transaction():
+            stop = time.monotonic() + _CLAIM_SECONDS
+            rows: Any = self.execute(_DUE_PAGE, (now, min(limit, _CLAIM_ROWS))).fetchall()
+            for rowid, status, deadline in rows:
+                record = self._claim_row(rowid, status, deadline, now, lease)
+                if record is not None:
+                    claimed.append(record)
+                looked += 1
+                if time.monotonic() > stop:
+                    break
+        self.wrote += looked * _ROW_BYTES
+        return claimed, looked
+
+    def _claim_row(
+        self, rowid: int, status: object, deadline: object, now: float, lease: float
+    ) -> Record | None:
+        """Claim, move, remove or set aside one row that is due; return it if it was claimed."""
+        try:
+            if not isinstance(deadline, float) or status not in _STATUSES:
+                raise DamagedRecord(f"status {status!r}, deadline {deadline!r}")
+            if status != ENDING and deadline > now:
+                self.execute(_MOVE, (rowid, deadline))
+            elif status in (ENDED, MARK):
+                self.execute(_REMOVE_ROW, (rowid,))
+            else:
+                record = _record(self.execute(_ROW, (rowid,)).get)
+                record = changed(
+                    record,
+                    status=ENDING,
+                    version=record.version + 1,
+                    attempts=record.attempts + 1,
+                )
+                values = (rowid, record.version, record.attempts, now + lease)
+                self.execute(_CLAIM, values)
+                return record
+        except (DamagedRecord, UnicodeDecodeError, apsw.ConstraintError) as error:
+            self._set_aside(rowid, error)
+        return None
+
+    def _set_aside(self, rowid: int, error: Exception) -> None:
+        """Keep a damaged row for people, but out of the way of sweeps."""
+        try:
+            self.execute(_MOVE, (rowid, None))
+            what = "set aside"
+        except apsw.ConstraintError:
+            # A STRICT table takes no such row back, not even unchanged.
+            self.execute(_REMOVE_ROW, (rowid,))
+            what = "removed"
+        _log.warning("row %d of %s is damaged and was %s: %s", rowid, _TABLE, what, error)
+
+    def list(self, user: str | None, status: int | None, after: str, limit: int) -> list[Record]:
+        records: list[Record] = []
+        # A cursor of its own, as it may be left before its end.
+        rows = self.apsw.cursor()
+        try:
+            rows.execute(
+                _list_statement(user, status), {"user": user, "status": status, "after": after}
+            )
+            while len(records) < limit:
+                try:
+                    record = _record(next(rows))
+                except StopIteration:
+                    break
+                except (DamagedRecord, UnicodeDecodeError):
+                    continue
+                records.append(record)
+        finally:
+            rows.close()
+        return records
+
+    def count(self, user: str | None, status: int | None) -> int:
+        values = {"user": user, "status": status}
+        counted: int = self.execute(_count_statement(user, status), values).get
+        return counted
+
+    def checkpoint(self, busy_timeout: float) -> None:
+        """Copy the log into the file, so that the next writer may begin the log anew."""
+        # Where a checkpoint waits for others, it lets nobody write meanwhile.
+        self.wait_for(_CHECKPOINT_SECONDS)
+        try:
+            pages, copied = self.apsw.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if copied < pages and pages >= _LARGE_LOG_PAGES:
+                # Writers that never pause are ahead of every checkpoint that waits for nobody.
+                pages, copied = self.apsw.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            if copied == pages:
+                # The first write now begins the log anew and waits for the disk. This one does,
+                # so that no request has to.
+                self.execute(_CHECKPOINTED)
+        finally:
+            self.wait_for(busy_timeout)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            if self.apsw.in_transaction:
+                self.execute("ROLLBACK")
+            raise
+
+    def prepare(self, busy_timeout: float) -> None:
+        """Make sure of the log and the schema.
+
+        Raises `ConfigurationError` where the file is not ours or not for this release; it is left
+        as it is.
+        """
+        if self._version() < len(MIGRATIONS) or self.apsw.pragma("journal_mode") != "wal":
+            if self.apsw.readonly("main"):
+                raise apsw.ReadOnlyError("the tables of sojourn cannot be made or brought up")
+            self._use_log(busy_timeout)
+            self._migrate()
+
+    def _use_log(self, busy_timeout: float) -> None:
+        """Switch the file to WAL mode, which stays with it."""
+        stop = time.monotonic() + busy_timeout
+        mode = None
+        while mode is None:
+            try:
+                mode = self.apsw.pragma("journal_mode", "wal")
+            except apsw.BusyError:
+                # SQLite does not wait here by itself, when two processes make the file at once.
+                if time.monotonic() > stop:
+                    raise
+                time.sleep(0.005)
+        if mode != "wal":
+            raise ConfigurationError(
+                f"SQLite cannot share memory there (its journal mode stays {mode}); name a file on "
+                "a local disk"
+            )
+
+    def _migrate(self) -> None:
+        with self._transaction():
+            # Read again: another process may have done it while this one waited for the lock.
+            version = self._version()
+            for step in MIGRATIONS[version:]:
+                self.execute(step)
+            self.execute(
+                "UPDATE sojourn_meta SET value = ? WHERE name = 'schema'", (len(MIGRATIONS),)
+            )
+
+    def _version(self) -> int:
+        """Return the version of the schema, 0 for an empty file.
+
+        Raises `ConfigurationError` where the file is another application's, or of a newer release.
+        """
+        query = "SELECT name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'"
+        names = {name for (name,) in self.execute(query).fetchall()}
+        if not names:
+            return 0
+        if not {_TABLE, "sojourn_meta"} <= names:
+            raise ConfigurationError(
+                "it is the database of another application, without the tables of sojourn; name "
+                "another file, or make the tables in this one: sojourn schema sqlite"
+            )
+        version = self.execute("SELECT value FROM sojourn_meta WHERE name = 'schema'").get
+        if not isinstance(version, int):
+            raise ConfigurationError(
+                "its table sojourn_meta does not tell the version of the schema; restore a backup"
+            )
+        if version > len(MIGRATIONS):
+            raise ConfigurationError(
+                f"its schema is version {version}, and this release of sojourn knows versions up "
+                f"to {len(MIGRATIONS)}; use the release that wrote it, or name another file"
+            )
+        return version
+
+
+# The store ----------------------------------------------------------------------------------------
+
+
+class SqliteStore:
+    """Keeps records in an SQLite file; see `docs/stores/sqlite.md`.
+
+    Args:
+        path: of the file, which is made (mode 0600) where there is none. Its folder must be on a
+            local disk and writable, as SQLite keeps two more files beside it while it is used.
+        synchronous: "normal": an acknowledged write survives the end of any process, and what
+            ended a session also a loss of power. "full": every write survives both; each then
+            waits for the disk.
+        busy_timeout: seconds that a write waits for other writers before `StoreUnavailable`. One
+            that waits for a thread of its process and then for another process waits for both.
+
+    Raises:
+        ConfigurationError: a setting that cannot be, an SQLite with known faults, a file that is
+            no database, another application's, or of a newer release. The file is untouched.
+    """
+
+    WouldBlock = WouldBlock
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: str = "normal",
+        busy_timeout: float = 5.0,
+    ) -> None:
+        """Open the file; where it cannot be reached now, the first call tries again."""
+        faults = []
+        name = os.fspath(path)
+        if name in ("", ":memory:") or "\0" in name:
+            faults.append(f"path is {name!r}; name a file (to keep sessions in memory: memory://)")
+        if synchronous not in _SYNCHRONOUS:
+            faults.append(f"synchronous is {synchronous!r}; allowed are 'normal' and 'full'")
+        if not 0 < busy_timeout <= 3600:
+            faults.append(f"busy_timeout is {busy_timeout!r}; allowed is more than 0, up to 3600 s")
+        if _library_version() < _OLDEST_SQLITE:
+            faults.append(
+                f"apsw {apsw.apsw_version()} runs SQLite {apsw.sqlite_lib_version()}, in which two "
+                "connections may damage a file; 3.51.3 or newer is needed: pip install -U apsw"
+            )
+        if faults:
+            raise ConfigurationError(f"SqliteStore({name!r}): " + "; ".join(faults) + ".")
+        self.path = os.path.abspath(name)
+        self.promises = Promises(
+            survives="power" if synchronous == "full" else "kill",
+            shared="host",
+            inline=True,
+            note="The end of a session survives a loss of power too.",
+        )
+        self._synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._wrote = 0
+        self._opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._idle: builtins.list[_Connection] = []
+        self._opening = threading.Lock()
+        self._writing = threading.Lock()
+        self._checkpointing = threading.Lock()
+        self._held = False
+        _stores.add(self)
+        try:
+            self._idle.append(self._open())
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, ConfigurationError):
+                raise error.__cause__ from None
+            _log.warning("%s", error)
+
+    @classmethod
+    def from_url(cls, url: str) -> SqliteStore:
+        """Make one from `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+        Options: `?synchronous=full`, `?busy_timeout=2.5`, joined by `&`. A `?`, `&` or `%` in the
+        path is written as `%3F`, `%26`, `%25`.
+
+        Raises:
+            ConfigurationError: another form, an option that is not known, or as the class does.
+        """
+        address, _, query = url.partition("?")
+        if not address.startswith("sqlite:///"):
+            raise ConfigurationError(
+                f"{url!r} names no SQLite file; write sqlite:///relative.db or "
+                "sqlite:////absolute.db"
+            )
+        options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+        unknown = sorted(set(options) - {"synchronous", "busy_timeout"})
+        if unknown:
+            raise ConfigurationError(
+                f"{url!r} has unknown options: {', '.join(unknown)}; allowed are synchronous and "
+                "busy_timeout"
+            )
+        if "busy_timeout" in options:
+            try:
+                options["busy_timeout"] = float(options["busy_timeout"])
+            except ValueError:
+                raise ConfigurationError(
+                    f"{url!r}: busy_timeout is a number of seconds, like 2.5"
+                ) from None
+        return cls(unquote(address.removeprefix("sqlite:///")), **options)
+
+    def load(self, sid: str) -> Record | None:
+        """As `Store.load`: one look-up, which waits for no writer."""
+        # `_read` and `_Connection.load` written out, as every request does this.
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._open()
+        try:
+            row = connection.execute(_LOAD, (sid,)).get
+            record = None if row is None else _record(row)
+        except Exception as error:
+            self._fail(connection, idle, error, sid)
+        if len(idle) < _KEPT_CONNECTIONS:
+            idle.append(connection)
+        return record
+
+    def create(self, record: Record) -> bool:
+        """As `Store.create`. Raises `InvalidValue` for text that is not Unicode."""
+        return self._write(_Connection.create, record)
+
+    def replace(self, record: Record, expected_version: int) -> Record | Outcome:
+        """As `Store.replace`. Raises `InvalidValue` for text that is not Unicode."""
+        return self._write(_Connection.replace, record, expected_version)
+
+    def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
+        """As `Store.touch`: writes the page that the row begins on, not its data."""
+        return self._write(_Connection.touch, sid, expected_version, seen, deadline)
+
+    def delete(self, sid: str, ended: Ended | None = None) -> bool:
+        """As `Store.delete`: for a live session, when it returns the disk has confirmed it.
+
+        A damaged record that the engine will not write back is removed.
+        """
+        return self._write(_Connection.delete, sid, ended)
+
+    def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
+        """As `Store.due`, in transactions of about 20 ms.
+
+        A damaged row gets no due time any more, or is removed where the engine will not write it.
+        """
+        claimed: list[Record] = []
+        looked = 0
+        while len(claimed) < limit and (looked < 4 * limit or not claimed):
+            records, seen = self._write(_Connection.claim, now, lease, limit - len(claimed))
+            if not seen:
+                break
+            claimed += records
+            looked += seen
+        return claimed
+
+    def list(
+        self, user: str | None = None, status: int | None = LIVE, after: str = "", limit: int = 100
+    ) -> builtins.list[Record]:
+        """As `Store.list`."""
+        return self._read(_Connection.list, user, status, after, limit)
+
+    def count(self, user: str | None = None, status: int | None = LIVE) -> int:
+        """As `Store.count`; damaged rows are counted, as only reading all would tell them."""
+        return self._read(_Connection.count, user, status)
+
+    def close(self) -> None:
+        """As `Store.close`: calls that are under way end as usual; a later one opens anew."""
+        idle, self._idle = self._idle, []
+        _close_all(idle)
+
+    def attempt(self, verb: str, *arguments: Any) -> Any:
+        """Make a call on an event loop, where it may take microseconds but must not wait.
+
+        Args:
+            verb: "load", "create", "replace" or "touch".
+            arguments: those of the method.
+
+        Returns:
+            What the method returns.
+
+        Raises:
+            WouldBlock: a lock is taken, the disk would have to confirm it (`synchronous="full"`),
+                no connection is open, or it is another verb. Nothing was done: make the call in a
+                thread. What the method raises is raised too.
+        """
+        method = _ATTEMPTS.get(verb)
+        writes = verb != "load"
+        if method is None or (writes and self._synchronous == "full"):
+            raise WouldBlock(verb)
+        if writes and not self._writing.acquire(blocking=False):
+            raise WouldBlock(verb)
+        try:
+            idle = self._idle
+            try:
+                connection = idle.pop()
+            except IndexError:
+                raise WouldBlock(verb) from None
+            connection.wait_for(0)
+            try:
+                answer = method(connection, *arguments)
+            except Exception as error:
+                connection.wait_for(self._busy_timeout)
+                if isinstance(error, apsw.BusyError):
+                    self._give_back(connection, idle)
+                    raise WouldBlock(verb) from None
+                self._fail(connection, idle, error)
+            connection.wait_for(self._busy_timeout)
+            self._give_back(connection, idle)
+            return answer
+        finally:
+            if writes:
+                self._writing.release()
+
+    # How a call gets a connection, and what becomes of both.
+
+    def _read(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a method of a connection that only reads."""
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._open()
+        try:
+            answer = method(connection, *arguments)
+        except Exception as error:
+            self._fail(connection, idle, error)
+        self._give_back(connection, idle)
+        return answer
+
+    def _write(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call a method that writes, when it is this thread's turn.
+
+        Threads of one process wait here, in line: SQLite lets who waits for its lock sleep and
+        try again, which left single writes behind for a second where 64 threads wrote.
+        """
+        writing = self._writing
+        if not writing.acquire(blocking=False) and not writing.acquire(timeout=self._busy_timeout):
+            raise StoreUnavailable(
+                f"{self.path}: other threads of this process were writing for "
+                f"{self._busy_timeout:g} s; nothing was written. Write less at once, or raise "
+                "busy_timeout."
+            )
+        try:
+            return self._read(method, *arguments)
+        finally:
+            writing.release()
+
+    def _give_back(self, connection: _Connection, idle: builtins.list[_Connection]) -> None:
+        """Put a connection back where it came from, and have a long log copied."""
+        wrote, connection.wrote = connection.wrote, 0
+        if len(idle) < _KEPT_CONNECTIONS:
+            idle.append(connection)
+        else:
+            connection.close()
+        self._wrote += wrote
+        if self._wrote > _CHECKPOINT_BYTES:
+            self._wrote = 0
+            # Not Thread.start, which waits for the thread: this may be an event loop. When the
+            # interpreter is on its way out, the next process copies the log.
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(self._checkpoint, ())
+
+    def _checkpoint(self) -> None:
+        """Copy the log into the file; whatever comes in between, the next one does it."""
+        if not self._checkpointing.acquire(blocking=False):
+            return
+        try:
+            self._read(_Connection.checkpoint, self._busy_timeout)
+        except SojournError as error:
+            if not isinstance(error.__cause__, apsw.BusyError):
+                _log.warning("the log was not copied into the file: %s", error)
+        finally:
+            self._checkpointing.release()
+
+    def _fail(
+        self,
+        connection: _Connection,
+        idle: builtins.list[_Connection],
+        error: Exception,
+        sid: str = "",
+    ) -> NoReturn:
+        """Raise what a store may raise for an error; keep the connection where it is still good."""
+        if isinstance(error, DamagedRecord | InvalidValue | apsw.BusyError):
+            self._give_back(connection, idle)
+        else:
+            connection.close()
+        if isinstance(error, DamagedRecord | InvalidValue):
+            raise error
+        if isinstance(error, UnicodeDecodeError):
+            raise DamagedRecord(f"the record {sid!r} is damaged: {error}") from error
+        if isinstance(error, UnicodeEncodeError | OverflowError):
+            raise InvalidValue(
+                f"a record cannot be stored: {error}; text must be Unicode without lone "
+                "surrogates, whole numbers must fit in 64 bits"
+            ) from error
+        if isinstance(error, apsw.Error):
+            if not isinstance(error, apsw.BusyError):
+                # The others may have the same fault: opened before a disk was remounted, say.
+                _close_all(idle)
+            raise self._unavailable(error) from error
+        raise error
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        """Return what came, and what to do, in words."""
+        words = next(words for kind, words in _WORDS if isinstance(error, kind))
+        words = words.format(seconds=self._busy_timeout)
+        transient = isinstance(error, apsw.ProtocolError | apsw.SchemaChangeError)
+        message = f"{self.path}: {words} ({type(error).__name__}: {error})"
+        return StoreUnavailable(message, transient=transient)
+
+    def _open(self) -> _Connection:
+        """Open a connection to a file that is ours and has the newest schema."""
+        with self._opening:
+            opened: apsw.Connection | None = None
+            try:
+                with _creating:
+                    _create_file(self.path)
+                opened = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READWRITE)
+                opened.set_busy_timeout(round(self._busy_timeout * 1000))
+                connection = _Connection(opened, self._synchronous)
+                connection.prepare(self._busy_timeout)
+            except BaseException as error:
+                if opened is not None:
+                    opened.close(True)
+                if isinstance(error, ConfigurationError):
+                    fault = ConfigurationError(f"{self.path}: {error}.")
+                    raise StoreUnavailable(str(fault)) from fault
+                if isinstance(error, apsw.NotADBError):
+                    fault = ConfigurationError(f"{self._unavailable(error)}")
+                    raise StoreUnavailable(str(fault)) from fault
+                if isinstance(error, apsw.Error | OSError | UnicodeError):
+                    raise self._unavailable(error) from error
+                raise
+            self._opened.add(connection)
+            return connection
+
+    # Forks: no connection may be open in a child that its parent opened, so none is open while the
+    # process forks.
+
+    def _hold(self) -> None:
+        """Before a fork: close what is idle, let calls that are under way end, open nothing."""
+        stop = time.monotonic() + self._busy_timeout
+        self._held = self._opening.acquire(timeout=self._busy_timeout)
+        idle, self._idle = self._idle, []
+        while True:
+            _close_all(idle)
+            if all(connection.closed for connection in self._opened):
+                break
+            if time.monotonic() > stop:
+                _log.warning("%s: a call outlasted a fork; its connection is lost", self.path)
+                break
+            time.sleep(0.0005)
+
+    def _release(self) -> None:
+        """In the parent, after a fork: go on."""
+        if self._held:
+            self._held = False
+            self._opening.release()
+
+    def _forget(self) -> None:
+        """In the child, after a fork: no connections, and locks that nobody holds."""
+        # One that is in use by a thread that the child has not: to close it here would take locks
+        # and files from under the parent.
+        _lost.extend(connection for connection in self._opened if not connection.closed)
+        self._opened = weakref.WeakSet()
+        self._idle = []
+        self._opening = threading.Lock()
+        self._writing = threading.Lock()
+        self._checkpointing = threading.Lock()
+        self._held = False
+
+
+_ATTEMPTS: dict[str, Callable[..., Any]] = {
+    "load": _Connection.load,
+    "create": _Connection.create,
+    "replace": _Connection.replace,
+    "touch": _Connection.touch,
+}
+
+_WORDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+    (
+        (apsw.BusyError, apsw.LockedError),
+        "another connection held the lock for {seconds:g} s; nothing was written. Find who does "
+        "(a backup, a shell with an open transaction), or raise busy_timeout",
+    ),
+    (apsw.FullError, "the disk is full; nothing was written. It goes on when there is space"),
+    (
+        (apsw.ReadOnlyError, apsw.PermissionsError, PermissionError),
+        "the file, its folder or the disk cannot be written by this user; nothing was written. "
+        "Change their owner or mode",
+    ),
+    (
+        apsw.NotADBError,
+        "this is no SQLite database, or its first page is damaged; name another file, or restore "
+        "a backup. It was left as it is",
+    ),
+    (apsw.CorruptError, "the file is damaged; restore a backup, or try .recover of sqlite3"),
+    (
+        (apsw.CantOpenError, OSError),
+        "the file cannot be opened; look at the mode of its folder and the limit of open files",
+    ),
+    (apsw.IOError, "the disk answered with an error; look into the log of the system"),
+    (apsw.NoMemError, "there is no memory left; nothing was written"),
+    (Exception, "SQLite cannot do it; look up the error on https://sqlite.org/rescode.html"),
+)
+
+
+def _library_version() -> int:
+    """Return the version of SQLite that apsw runs, like 3051003 for 3.51.3."""
+    major, minor, patch = (int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
+    return major * 1_000_000 + minor * 1_000 + patch
+
+
+def _close_all(idle: list[_Connection]) -> None:
+    """Close what is in the list, also what other threads still put into it meanwhile."""
+    while idle:
+        with contextlib.suppress(IndexError):
+            idle.pop().close()
+
+
+def _create_file(path: str) -> None:
+    """Make an empty file that only its owner may read; SQLite gives its other files the same mode.
+
+    Raises `ConfigurationError` where the folder is missing or the path is a folder.
+    """
+    if os.path.isdir(path):
+        raise ConfigurationError("it is a folder; name a file in it")
+    if os.path.lexists(path):
+        # Not opened, not even to look: to close it again would take the locks of every connection
+        # of this process (POSIX).
+        return
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise ConfigurationError(f"there is no folder {os.path.dirname(path)}; make it") from None
+    try:
+        if hasattr(os, "fchmod"):
+            os.fchmod(file, 0o600)  # the umask may have taken more
+    finally:
+        os.close(file)
+
+
+# Forks --------------------------------------------------------------------------------------------
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_lost: list[_Connection] = []
+_held: list[SqliteStore] = []
+# A file of ours is opened and closed when it is made; another thread must not open it in between.
+_creating = threading.Lock()
+
+
+def _before_fork() -> None:
+    _creating.acquire()
+    for store in list(_stores):
+        _held.append(store)
+        store._hold()
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._release()
+    _creating.release()
+
+
+def _after_fork_in_child() -> None:
+    global _creating
+    _creating = threading.Lock()
+    _held.clear()
+    for store in list(_stores):
+        store._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

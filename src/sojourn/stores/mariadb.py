@@ -132,6 +132,9 @@ _Head = tuple[
     int,  # attempts
 ]
 _head = msgspec.json.Decoder(_Head)
+_BYTES_AT = [place for place, name in enumerate(COLUMNS) if name in _BYTES]
+
+_PERSISTENT = COLUMNS.index("persistent")
 
 _ALL = ", ".join(COLUMNS)
 _SET = ", ".join(f"{name} = %s" for name in COLUMNS[1:])
@@ -189,7 +192,9 @@ class Mariadb(Dialect):
 
     def record(self, row: Row) -> Record:
         """Make a record: the columns are its fields, but that MariaDB has no booleans."""
-        return Record(*row[:16], row[16] != 0, *row[17:])
+        fields = [*row]
+        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
+        return Record(*fields)
 
     def check(self, record: Record) -> None:
         """As `Dialect.check`; MariaDB cuts the connection when a statement is too long."""
@@ -322,22 +327,11 @@ class PackedMariadb(Mariadb):
     def record(self, row: Row) -> Record:
         """Make a record of the JSON array and the data."""
         head = _head.decode(row[0])
-        return Record(
-            head[0],
-            bytes.fromhex(head[1]),
-            *head[2:8],
-            row[1],
-            *head[8:11],
-            bytes.fromhex(head[11]),
-            head[12],
-            head[13],
-            bytes.fromhex(head[14]),
-            head[15] != 0,
-            head[16],
-            head[17],
-            bytes.fromhex(head[18]),
-            *head[19:],
-        )
+        fields: list[Any] = [*head[:8], row[1], *head[8:]]
+        for place in _BYTES_AT:
+            fields[place] = bytes.fromhex(fields[place])
+        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
+        return Record(*fields)
 
 
 _PROMISES = Promises(

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from sojourn.core import flows
@@ -275,7 +276,7 @@ class SessionManager:
             https: whether the request came by https.
             client: who makes it.
         """
-        return Session(self._env, lambda: self.open(cookie, https), lambda: client or _NOBODY)
+        return Session(self._env, partial(self.open, cookie, https), client or _NOBODY)
 
     def open(self, cookie: str, https: bool) -> Opened:
         """Find what a request's cookie opens.
@@ -324,12 +325,12 @@ class SessionManager:
         error is raised when the session is first used, so that a page without it works.
         """
         tokens = tokens_in(cookie, self.cookie.name_for[https])
-        env, who = self._env, lambda: client or _NOBODY
+        env, who = self._env, client or _NOBODY
         if not tokens:
             return Session(env, lambda: Opened(env.clock()), who)
         store = self.astore
         if store.promises.inline and self._store is not None:
-            return Session(env, lambda: self.open(cookie, https), who)
+            return Session(env, partial(self.open, cookie, https), who)
         try:
             opened = await arun(flows.open_session(tokens, env), store)
         except StoreUnavailable as error:

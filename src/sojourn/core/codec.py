@@ -146,7 +146,8 @@ def join(segments: Mapping[str, bytes]) -> bytes:
         index[key] = offset << 32 | length
         offset += length
     raw = _encode(index)
-    return b"".join((_HEADER.pack(VERSION, crc32(raw), len(raw)), raw, *segments.values()))
+    header = _HEADER.pack(VERSION, crc32(raw), len(raw))
+    return b"".join([header, raw, *segments.values()])
 
 
 def decode_index(data: bytes) -> tuple[dict[str, int | None], int]:
@@ -181,7 +182,12 @@ def segment(data: bytes, body: int, packed: int) -> bytes:
 def split(data: bytes) -> dict[str, bytes]:
     """Return all segments of the data in their order; the inverse of `join`."""
     index, body = decode_index(data)
-    return {key: segment(data, body, packed or 0) for key, packed in index.items()}
+    segments = {}
+    for key, packed in index.items():
+        assert packed is not None
+        start = body + (packed >> 32)
+        segments[key] = data[start : start + (packed & 0xFFFFFFFF)]
+    return segments
 
 
 class _Refused(Exception):

@@ -34,6 +34,10 @@ from sojourn.errors import Conflict, DamagedRecord, InvalidValue
 
 __all__ = ["Committed", "commit", "end", "end_all_of", "open_session", "records_of", "unseal"]
 
+# Looked up once: an enumeration's members are slow to reach.
+_NEW, _STARTED, _UNCHANGED = Status.NEW, Status.STARTED, Status.UNCHANGED
+_TOUCHED, _RENEWED = Status.TOUCHED, Status.RENEWED
+
 _TRIES = 200
 """Compare-and-swap that fails this often means that something is wrong, not busy."""
 _COMMITS = 4
@@ -169,11 +173,11 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
     status = session._status
     if session._opened.shadow:
         # An ended session cannot be a shadow's own: there is nothing to end here either.
-        if status != Status.NEW:
+        if status is not _NEW:
             done.dropped = "shadow"
         return done
     # A new session's values are checked before anything is written, the end of an old one too.
-    prepared = _prepare(session, changes, env) if status == Status.STARTED else None
+    prepared = _prepare(session, changes, env) if status is _STARTED else None
     while work.ends:
         sid, reason = work.ends[0]
         done.wrote |= yield from end(sid, reason, env)
@@ -182,10 +186,10 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         work.ends.pop(0)
     if prepared is not None:
         yield from _create(session, changes, prepared, done, env)
-    elif status == Status.UNCHANGED or status == Status.TOUCHED:
+    elif status is _UNCHANGED or status is _TOUCHED:
         if session._active:
             yield from _touch(session, done, env)
-    elif status in (Status.CHANGED, Status.RENEWED):
+    elif status is not _NEW and status is not _STARTED:
         try:
             yield from _replace(session, changes, done, env)
         except DamagedRecord as error:
@@ -200,7 +204,7 @@ def _prepare(session: Session, changes: Changes, env: Environment) -> Segments |
     work = session._working()
     if not segments and not work.head and not work.salt:
         return None
-    _check_size(segments, env)
+    _check_size(segments, sum(map(len, segments.values())), env)
     return segments
 
 
@@ -258,7 +262,7 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
     now = env.clock()
     if session._opened.previous:
         return
-    if session._status != Status.TOUCHED and now - record.seen < env.rules.touch_interval:
+    if session._status is not _TOUCHED and now - record.seen < env.rules.touch_interval:
         return
     seen = max(record.seen, now)
     deadline = deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)
@@ -278,7 +282,7 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     loaded = session._record
     assert loaded is not None
     token = session._opened.token
-    renewing = session._status == Status.RENEWED
+    renewing = session._status is _RENEWED
     work = session._working()
     login = work.login
     epoch = (yield from _epoch(work.head["user"])) if login else 0
@@ -287,9 +291,11 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     current, data, before = loaded, session._data, codec.split(session._data)
     segments = before
     while True:
-        new_segments = apply(segments, changes, env.rules.max_depth)
-        _check_size(new_segments, env)
-        new_data = data if not changes else codec.join(new_segments)
+        new_data = data
+        if changes:
+            new_segments = apply(segments, changes, env.rules.max_depth)
+            new_data = codec.join(new_segments)
+            _check_size(new_segments, len(new_data), env)
         record = _next(session, current, new_data, secret, commit_id, env)
         answer: Record | Outcome = yield Replace(record, current.version)
         if answer is SAVED:
@@ -342,35 +348,35 @@ def _next(
     session: Session, current: Record, data: bytes, secret: str, commit_id: bytes, env: Environment
 ) -> Record:
     """Return the record that is to follow `current`."""
-    now = env.clock()
-    # Reading the request's own changes over the current record, not over the one at load: another
+    now, rules = env.clock(), env.rules
+    # The request's own settings over the current record, not over the one at load: another
     # request may have set a limit meanwhile that this one did not touch.
     work = session._working()
-    fields: dict[str, Any] = dict(work.head)
     seen = max(current.seen, now) if session._active else current.seen
-    idle_timeout = fields.get("idle_timeout", current.idle_timeout)
-    lifetime = fields.get("lifetime", current.lifetime)
-    start = fields.get("authenticated", start_of(current))
+    changed: dict[str, Any] = {
+        "version": current.version + 1,
+        "seen": seen,
+        "data": data if rules.sealer is None else _seal(data, current.sid, env),
+        "commits": (current.commits + commit_id)[-8 * _COMMITS :],
+    }
+    if work.head:
+        changed.update(work.head)
+    idle_timeout = changed.get("idle_timeout", current.idle_timeout)
+    lifetime = changed.get("lifetime", current.lifetime)
+    start = changed.get("authenticated", start_of(current))
+    changed["deadline"] = deadline_of(seen, start, idle_timeout, lifetime)
     if secret:
-        fields["secret_hash"] = hash_secret(secret)
-        fields["previous_hash"] = current.secret_hash
-        fields["previous_generation"] = current.generation
-        fields["grace_until"] = now + env.rules.grace
+        changed["secret_hash"] = hash_secret(secret)
+        changed["previous_hash"] = current.secret_hash
+        changed["previous_generation"] = current.generation
+        changed["grace_until"] = now + rules.grace
     if work.login:
         client = session.client
-        fields["generation"] = current.generation + 1
-        fields["salt"] = work.salt
-        fields["address"] = client.address[:100]
-        fields["agent"] = client.agent[:400]
-    return msgspec.structs.replace(
-        current,
-        version=current.version + 1,
-        seen=seen,
-        deadline=deadline_of(seen, start, idle_timeout, lifetime),
-        data=_seal(data, current.sid, env),
-        commits=(current.commits + commit_id)[-8 * _COMMITS :],
-        **fields,
-    )
+        changed["generation"] = current.generation + 1
+        changed["salt"] = work.salt
+        changed["address"] = client.address[:100]
+        changed["agent"] = client.agent[:400]
+    return msgspec.structs.replace(current, **changed)
 
 
 def _ids(record: Record) -> list[bytes]:
@@ -386,13 +392,12 @@ def _max_age(record: Record, now: float) -> int | None:
     return max(0, min(MAX_COOKIE_AGE, round(start_of(record) + record.lifetime - now)))
 
 
-def _check_size(segments: Segments, env: Environment) -> None:
+def _check_size(segments: Segments, size: int, env: Environment) -> None:
     rules = env.rules
     if len(segments) > rules.max_keys:
         raise InvalidValue(
             f"the session has {len(segments)} keys; allowed are {rules.max_keys} (max_keys)"
         )
-    size = sum(map(len, segments.values())) + sum(map(len, segments))
     if size > rules.max_bytes:
         largest = max(segments, key=lambda key: len(segments[key]))
         raise InvalidValue(

@@ -130,6 +130,10 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
     notes: tuple[tuple[str, str, str], ...] = ()
 
 
+# Looked up once: an enumeration's members are slow to reach.
+_NEW, _UNCHANGED, _WRITE = Status.NEW, Status.UNCHANGED, Event.WRITE
+
+_NOBODY = Client()
 _CLAIMS = "\0claims"
 _FLASH = "\0f:"
 _PENDING: Any = Operation(Kind.SET)
@@ -171,7 +175,7 @@ class Session(MutableMapping[str, Any]):
         self,
         env: Environment,
         load: Callable[[], Opened],
-        client: Callable[[], Client] = Client,
+        client: Client = _NOBODY,
     ) -> None:
         """Make one whose record `load` finds when it is first used, for that client."""
         self._env = env
@@ -210,7 +214,7 @@ class Session(MutableMapping[str, Any]):
         """Stand at the beginning for a record, or for a new session."""
         self._record: Record | None = record
         self._data = data
-        self._status = Status.NEW if record is None else Status.UNCHANGED
+        self._status = _NEW if record is None else _UNCHANGED
         self._active = False
         self._work: _Work | None = None
 
@@ -309,7 +313,7 @@ class Session(MutableMapping[str, Any]):
         """Address and agent of the client that made the session or last logged in."""
         record, work = self._record, self._work
         if record is None or (work is not None and work.login):
-            return self._client()
+            return self._client
         return Client(record.address, record.agent)
 
     @property
@@ -453,7 +457,7 @@ class Session(MutableMapping[str, Any]):
             held.clear()
         if self._record is not None:
             work.cleared = True
-            self._event(Event.WRITE)
+            self._status = TRANSITIONS[self._status, _WRITE]
 
     # Operations that merge with those of other requests.
 
@@ -537,7 +541,7 @@ class Session(MutableMapping[str, Any]):
             self._put(_CLAIMS, claims)
         elif _CLAIMS in self._index:
             self._drop(_CLAIMS)
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
         self._event(Event.RENEW)
 
     def logout(self) -> None:
@@ -633,12 +637,12 @@ class Session(MutableMapping[str, Any]):
         work = self._work
         if work is not None and work.pending():
             return False
-        if self._status == Status.UNCHANGED:
+        if self._status is _UNCHANGED:
             if not self._active or self._opened.previous:
                 return True
             seen: float = self._record.seen  # type: ignore[union-attr]
             return self._env.clock() - seen < self._env.rules.touch_interval
-        return self._status == Status.NEW
+        return self._status is _NEW
 
     def _collect(self) -> Changes:
         """Return what was done to the values, all encoded.
@@ -667,29 +671,31 @@ class Session(MutableMapping[str, Any]):
             if operation is not None:
                 steps.setdefault(key, []).append(operation)
         if steps or work.cleared:
-            self._event(Event.WRITE)
+            self._status = TRANSITIONS[self._status, _WRITE]
         return Changes(work.cleared, steps)
 
     def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
         """Stand for what was saved; what was handed out goes on to be watched."""
         work, active = self._working(), self._active
-        cache = self._cache if active else {}
         values, states = work.handed, work.states
+        cache = self._cache if active else {}
         for key, steps in changes.steps.items():
             last = steps[-1]
-            if last.kind == Kind.SET and type(cache.get(key)) not in codec.IMMUTABLE:
+            if last.kind == Kind.SET and type(cache[key]) not in codec.IMMUTABLE:
                 values[key] = last.value
             elif last.kind == Kind.STATE:
                 states[key].loaded = last.value[1]
         self._begin(record, data)
-        self._forget_values()
-        self._index, self._body = decode_index(data)
-        self._active = active
+        if active:
+            # To be read again on the next use, if there is one.
+            del self._index, self._cache
         if values or states:
+            cache = {key: cache[key] for key in values}
+            cache.update((held.info.cls, held.value) for held in states.values())
             work = self._working()
             work.handed, work.states = values, states
-            self._cache.update((key, cache[key]) for key in values)
-            self._cache.update((held.info.cls, held.value) for held in states.values())
+            self._cache.update(cache)
+        self._active = active
 
     # Inside.
 
@@ -719,7 +725,7 @@ class Session(MutableMapping[str, Any]):
     def _set_head(self, name: str, value: Any) -> None:
         self._working().head[name] = value
         self._active = True
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
 
     def _salt_of(self, *, make: bool) -> bytes:
         self._active = True
@@ -728,7 +734,7 @@ class Session(MutableMapping[str, Any]):
             return record.salt
         if make and not work.salt:
             work.salt = self._env.entropy(16)
-            self._event(Event.WRITE)
+            self._status = TRANSITIONS[self._status, _WRITE]
         return work.salt
 
     def _decode(self, key: str, packed: int) -> Any:
@@ -753,7 +759,7 @@ class Session(MutableMapping[str, Any]):
         done = work.steps.get(key)
         # After a deletion the key comes to stand last; else it keeps its place.
         work.steps[key] = [_DELETE, _PENDING] if done and done[0] is _DELETE else [_PENDING]
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
 
     def _drop(self, name: str) -> None:
         self._index.pop(name, None)
@@ -762,7 +768,7 @@ class Session(MutableMapping[str, Any]):
         work.handed.pop(name, None)
         work.steps.pop(name, None)
         work.steps[name] = [_DELETE]
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
 
     def _merge(self, key: str, kind: str, operand: Any) -> Any:
         if type(key) is not str or (key[:1] == "\0" and not key.startswith(_FLASH)):
@@ -793,7 +799,7 @@ class Session(MutableMapping[str, Any]):
         self._cache[key] = new
         if done[-1] is not _PENDING and type(new) not in codec.IMMUTABLE:
             work.handed[key] = codec.encode_value(new, key=key, depth=depth)
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
         return new
 
     def _state(self, cls: type[T]) -> T:
@@ -826,7 +832,7 @@ class Session(MutableMapping[str, Any]):
         raw = None if packed is None else codec.segment(self._data, self._body, packed)
         self._working().states[info.key] = _Held(info, value, raw, b"")
         self._cache[cls] = value
-        self._event(Event.WRITE)
+        self._status = TRANSITIONS[self._status, _WRITE]
 
 
 _LAZY = frozenset(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sojourn.core.record import Client
-from sojourn.core.session import Opened, Session, Status
+from sojourn.core.session import Status
 from sojourn.errors import Conflict, SojournError, StoreUnavailable
 from sojourn.manager import SessionManager
 from sojourn.web.failure import failure_of
@@ -73,19 +73,14 @@ class _Request:
         self.sessions = sessions
         self.environ = environ
         self.start_response = start_response
-        self.session = Session(sessions._env, self.open, self.client)
-
-    def open(self) -> Opened:
-        """Find the session of the request; called on its first use."""
-        environ = self.environ
-        return self.sessions.open(
-            environ.get("HTTP_COOKIE", ""), environ["wsgi.url_scheme"] == "https"
+        # Nothing of the session leads back to the environment or to here: a cycle would leave
+        # every request to the garbage collector.
+        get = environ.get
+        self.session = sessions.session(
+            get("HTTP_COOKIE", ""),
+            https=environ["wsgi.url_scheme"] == "https",
+            client=Client(get("REMOTE_ADDR", ""), get("HTTP_USER_AGENT", "")),
         )
-
-    def client(self) -> Client:
-        """Say who makes the request."""
-        environ = self.environ
-        return Client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_USER_AGENT", ""))
 
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None

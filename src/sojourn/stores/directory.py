@@ -4,7 +4,7 @@
                          also a file system that folds case keeps all sids apart, and the order of
                          the names is the order of the sids; 64 folders by the first character
     new/                 files being written, renamed over a record when they are whole
-    due/0000b2d5-41      which records of folder 41 are due in that minute: a line each
+    due/0000b2d5-41      which records of folder 41 are due in those five minutes: a line each
     users/9f/9f86.../    an empty file for each session of a user, whose hash names the folder
     locks/41             the lock of all that concerns the records of folder 41
     damaged/             what lay in the place of a record and was none
@@ -71,15 +71,17 @@ _ENTRY = 39
 _HEAD = struct.Struct("<7sBII")
 _SLOT = struct.Struct("<QQdddII")
 _CHECKSUM = struct.Struct("<I")
-_SLOT_SIZE = _SLOT.size + _CHECKSUM.size
+_ALL = struct.Struct("<7sBII" + 2 * "QQdddIII")
 _FIRST = _HEAD.size
-_SECOND = _FIRST + _SLOT_SIZE
-_BODY = _SECOND + _SLOT_SIZE
-_UNUSED = bytes(_SLOT_SIZE)
+_FIRST_END = _FIRST + _SLOT.size
+_SECOND = _FIRST_END + _CHECKSUM.size
+_SECOND_END = _SECOND + _SLOT.size
+_BODY = _SECOND_END + _CHECKSUM.size
 _MAGIC = b"Sojourn"
 _FORMAT = 1
 _CHUNK = 72 * 1024
 
+_FOLLOWS_NOT = hasattr(os, "O_NOFOLLOW")
 _NOT_FOLLOWING = (
     getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)  # or opening a fifo waits for its other end
@@ -96,8 +98,8 @@ _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.EAGAIN, errno.ENXIO, errno.EINVAL, 
 
 _WINDOWS = os.name == "nt"
 
-_MINUTE = 60.0
-_LAST_MINUTE = 0xFFFFFFFF
+_PERIOD = 300.0
+_LAST_PERIOD = 0xFFFFFFFF
 _HOUR = 3600.0
 _DAY = 86400.0
 _HOLD = 0.025
@@ -245,6 +247,18 @@ class DirectoryStore:
     def load(self, sid: str) -> Record | None:
         """As `Store.load`. Takes no lock: a file is only ever replaced as a whole."""
         path = self._path(sid)
+        # `_read`, written out for the common case, as every request calls this one.
+        if _FOLLOWS_NOT:
+            try:
+                fd = os.open(path, _READ)
+                try:
+                    data = os.read(fd, _CHUNK)
+                finally:
+                    os.close(fd)
+                if len(data) < _CHUNK:
+                    return _parse(data, path, sid)[0]
+            except (OSError, DamagedRecord):
+                pass
         try:
             kept = self._read(path, sid)
             if kept is None:
@@ -300,7 +314,9 @@ class DirectoryStore:
             except FileNotFoundError:
                 return False
             try:
-                slot, free, checksum = _slot_of(self._read_some(fd, _BODY, path, sid), path, sid)
+                head = self._read_some(fd, _BODY, path, sid)
+                fields, free, checksum, _ = _slot_of(head, path, sid)
+                slot = _Slot._make(fields)
                 if slot.status not in (LIVE, MARK) or slot.version != expected_version:
                     return False
                 touched = slot._replace(
@@ -369,22 +385,22 @@ class DirectoryStore:
             self._checked = now
         journals: dict[str, builtins.list[str]] = {}
         for name in os.listdir(self._due):
-            if _is_journal(name) and name[:8] <= _minute_of(now):
+            if _is_journal(name) and name[:8] <= _period_of(now):
                 journals.setdefault(name[:8], []).append(name[9:])
         claimed: dict[str, Record] = {}
         try:
-            for minute in sorted(journals):
+            for period in sorted(journals):
                 entries = [
                     entry
-                    for shard in journals[minute]
-                    for entry in self._journal(minute, shard)
+                    for shard in journals[period]
+                    for entry in self._journal(period, shard)
                     if entry[0] <= now
                 ]
                 entries.sort()
                 while entries and len(claimed) < limit:
                     page = entries[: limit - len(claimed)]
                     del entries[: len(page)]
-                    self._claim_page(minute, page, now, lease, claimed)
+                    self._claim_page(period, page, now, lease, claimed)
         except (OSError, StoreUnavailable):
             # What is claimed is leased to this caller, and nobody else would get it now.
             if not claimed:
@@ -423,7 +439,7 @@ class DirectoryStore:
         return f"{self._records}{os.sep}{name[:2]}{os.sep}{name}"
 
     def _user_folder(self, user: str) -> str:
-        name = hashlib.sha256(user.encode()).hexdigest()
+        name = hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
         return os.path.join(self._users, name[:2], name)
 
     # Folders.
@@ -457,7 +473,7 @@ class DirectoryStore:
 
     def _open(self, path: str, flags: int, sid: str) -> int:
         """Open the file of a record, or raise `DamagedRecord` if what is there is no file."""
-        if not hasattr(os, "O_NOFOLLOW") and not stat.S_ISREG(os.lstat(path).st_mode):
+        if not _FOLLOWS_NOT and not stat.S_ISREG(os.lstat(path).st_mode):
             raise _damaged(path, sid, "it is a link, a folder or a device")
         try:
             return _patient(os.open, path, flags)
@@ -477,57 +493,35 @@ class DirectoryStore:
 
     def _read(self, path: str, sid: str) -> _Kept | None:
         """Read a record; None if there is none. Raises `DamagedRecord`."""
-        try:
-            return self._read_once(path, sid)
-        except FileNotFoundError:
-            return None
-        except DamagedRecord:
-            # Without the lock a read may meet two slots in the middle of being written; a file
-            # that is damaged stays so.
-            for _ in range(_TRIES - 1):
-                try:
-                    return self._read_once(path, sid)
-                except FileNotFoundError:
-                    return None
-                except DamagedRecord:
-                    pass
-            raise
+        for tries_left in range(_TRIES, -1, -1):
+            try:
+                data = self._read_whole(path, sid)
+                record, slot, free, checksum = _parse(data, path, sid)
+            except FileNotFoundError:
+                return None
+            except DamagedRecord:
+                # Without the lock a read may meet both slots in the middle of being written; a
+                # file that is damaged stays so.
+                if not tries_left:
+                    raise
+            else:
+                return _Kept(record, _Slot._make(slot), free, checksum)
+        return None
 
-    def _read_once(self, path: str, sid: str) -> _Kept:
+    def _read_whole(self, path: str, sid: str) -> bytes:
         fd = self._open(path, _READ, sid)
         try:
             data = self._read_some(fd, _CHUNK, path, sid)
-            if len(data) >= _CHUNK and data.startswith(_MAGIC):
+            if len(data) == _CHUNK and data.startswith(_MAGIC):
                 missing = _HEAD.unpack_from(data)[3] + _BODY - len(data)
                 parts = [data]
                 while missing > 0 and (part := os.read(fd, min(missing, 1 << 20))):
                     parts.append(part)
                     missing -= len(part)
                 data = b"".join(parts)
+            return data
         finally:
             os.close(fd)
-        slot, free, checksum = _slot_of(data, path, sid)
-        body = memoryview(data)[_BODY:]
-        if len(body) != _HEAD.unpack_from(data)[3]:
-            raise _damaged(path, sid, "its length is wrong")
-        if zlib.crc32(body) != checksum:
-            raise _damaged(path, sid, "its checksum is wrong")
-        try:
-            record = _decode(body)
-        except msgspec.MsgspecError as error:
-            raise _damaged(path, sid, f"it cannot be decoded ({error})") from error
-        if record.sid != sid:
-            raise _damaged(path, sid, "it is the record of another session")
-        if record.version != slot.version or record.attempts != slot.attempts:
-            record = changed(
-                record,
-                version=slot.version,
-                seen=slot.seen,
-                deadline=slot.deadline,
-                status=slot.status,
-                attempts=slot.attempts,
-            )
-        return _Kept(record, slot, free, checksum)
 
     def _write(self, path: str, record: Record, due: float, durable: bool = False) -> None:
         """Write a whole record and put it in its place."""
@@ -590,7 +584,7 @@ class DirectoryStore:
 
     def _enter(self, sid: str, due: float) -> None:
         """Write down, before a record says so, when it is due. Under its lock."""
-        name = f"{_minute_of(due)}-{_shard_of(sid)}"
+        name = f"{_period_of(due)}-{_shard_of(sid)}"
         path = os.path.join(self._due, name)
         try:
             fd = os.open(path, _APPEND, 0o600)
@@ -605,9 +599,9 @@ class DirectoryStore:
         finally:
             os.close(fd)
 
-    def _journal(self, minute: str, shard: str) -> builtins.list[_Entry]:
-        """Read what is due in a minute, of one folder of records."""
-        name = f"{minute}-{shard}"
+    def _journal(self, period: str, shard: str) -> builtins.list[_Entry]:
+        """Read what is due in five minutes, of one folder of records."""
+        name = f"{period}-{shard}"
         path = os.path.join(self._due, name)
         try:
             return _entries_of(_read_file(path))
@@ -622,13 +616,13 @@ class DirectoryStore:
 
     def _claim_page(
         self,
-        minute: str,
+        period: str,
         page: builtins.list[_Entry],
         now: float,
         lease: float,
         claimed: dict[str, Record],
     ) -> None:
-        """Claim what is over of some entries of one minute, adding it to `claimed` in order."""
+        """Claim what is over of some entries of one period, adding it to `claimed` in order."""
         shards: dict[str, builtins.list[_Entry]] = {}
         for entry in page:
             shards.setdefault(_shard_of(entry[1]), []).append(entry)
@@ -636,7 +630,7 @@ class DirectoryStore:
         try:
             for shard, entries in shards.items():
                 while entries:
-                    done = self._claim_some(minute, shard, entries, now, lease, claimed, found)
+                    done = self._claim_some(period, shard, entries, now, lease, claimed, found)
                     entries = entries[done:]
         finally:
             for _, sid in page:
@@ -645,7 +639,7 @@ class DirectoryStore:
 
     def _claim_some(
         self,
-        minute: str,
+        period: str,
         shard: str,
         entries: builtins.list[_Entry],
         now: float,
@@ -657,7 +651,7 @@ class DirectoryStore:
 
         Whoever is killed in between leaves entries that are met again, and then are stale.
         """
-        path = os.path.join(self._due, f"{minute}-{shard}")
+        path = os.path.join(self._due, f"{period}-{shard}")
         done = 0
         with self._locks.hold(shard):
             until = time.monotonic() + _HOLD
@@ -677,7 +671,7 @@ class DirectoryStore:
                     break
             taken = set(entries[:done])
             rest = [_entry(*entry) for entry in _entries_of(before) if entry not in taken]
-            # Leases shorter than a minute were just entered behind.
+            # Short leases were just entered behind.
             rest.append(_read_file(path)[len(before) :])
             left = b"".join(rest)
             if left:
@@ -728,7 +722,7 @@ class DirectoryStore:
                 journals.setdefault(name[9:], []).append(name[:8])
         for shard in _SHARDS:
             entered = {
-                sid for minute in journals.get(shard, ()) for _, sid in self._journal(minute, shard)
+                sid for period in journals.get(shard, ()) for _, sid in self._journal(period, shard)
             }
             for sid in self._sids_in(os.path.join(self._records, shard)):
                 if sid in entered or _shard_of(sid) != shard:
@@ -833,11 +827,11 @@ def _shard_of(sid: str) -> str:
     return f"{ord(sid[0]):02x}"
 
 
-def _minute_of(due: float) -> str:
-    """Return a name for the minute of a time; names are in the order of the times."""
-    if not due < _LAST_MINUTE * _MINUTE:  # also inf and nan
-        return f"{_LAST_MINUTE:08x}"
-    return f"{max(int(due // _MINUTE), 0):08x}"
+def _period_of(due: float) -> str:
+    """Return a name for the five minutes of a time; names are in the order of the times."""
+    if not due < _LAST_PERIOD * _PERIOD:  # also inf and nan
+        return f"{_LAST_PERIOD:08x}"
+    return f"{max(int(due // _PERIOD), 0):08x}"
 
 
 def _entry(due: float, sid: str) -> bytes:
@@ -856,37 +850,61 @@ def _entries_of(data: bytes) -> list[_Entry]:
     ]
 
 
-def _slot_of(data: bytes, path: str, sid: str) -> tuple[_Slot, int, int]:
-    """Return the slot that counts, where the other one lies, and the body's checksum."""
+def _parse(data: bytes, path: str, sid: str) -> tuple[Record, tuple[Any, ...], int, int]:
+    """Make a record of a file; also the slot, the other one's place and the checksum."""
+    slot, free, checksum, length = _slot_of(data, path, sid)
+    # A view takes longer to make than a short copy.
+    body = data[_BODY:] if len(data) < 4096 else memoryview(data)[_BODY:]
+    if len(body) != length:
+        raise _damaged(path, sid, f"its length is {len(body)}, and should be {length}")
+    if zlib.crc32(body) != checksum:
+        raise _damaged(path, sid, "its checksum is wrong")
+    try:
+        record = _decode(body)
+    except msgspec.MsgspecError as error:
+        raise _damaged(path, sid, f"it cannot be decoded ({error})") from error
+    if record.sid != sid:
+        raise _damaged(path, sid, f"it is the record of {record.sid}")
+    _, version, seen, deadline, _, status, attempts = slot
+    if record.version != version:
+        record = changed(
+            record,
+            version=version,
+            seen=seen,
+            deadline=deadline,
+            status=status,
+            attempts=attempts,
+        )
+    return record, slot, free, checksum
+
+
+def _slot_of(data: bytes, path: str, sid: str) -> tuple[tuple[Any, ...], int, int, int]:
+    """Read the head of a file.
+
+    Returns the fields of the slot that counts, where the other one lies, and the checksum and
+    length of the body.
+    """
     if len(data) < _BODY:
         raise _damaged(path, sid, f"it is cut short, at {len(data)} bytes")
-    magic, version, checksum, _ = _HEAD.unpack_from(data)
-    if magic != _MAGIC:
+    head = _ALL.unpack_from(data)
+    if head[0] != _MAGIC:
         raise _damaged(path, sid, "it is no record of a session")
-    if version != _FORMAT:
-        raise _damaged(path, sid, f"its format is {version}, and this release reads {_FORMAT}")
-    first = _unpack(data[_FIRST:_SECOND], checksum)
-    second = _unpack(data[_SECOND:_BODY], checksum)
-    if second is not None and (first is None or second.serial > first.serial):
-        return second, _FIRST, checksum
-    if first is None:
+    if head[1] != _FORMAT:
+        raise _damaged(path, sid, f"its format is {head[1]}, and this release reads {_FORMAT}")
+    checksum, length, first, second = head[2], head[3], head[4], head[12]
+    # A slot that was never written has the serial 0.
+    if second and zlib.crc32(data[_SECOND:_SECOND_END], checksum) == head[19]:
+        if second > first or zlib.crc32(data[_FIRST:_FIRST_END], checksum) != head[11]:
+            return head[12:19], _FIRST, checksum, length
+        return head[4:11], _SECOND, checksum, length
+    if zlib.crc32(data[_FIRST:_FIRST_END], checksum) != head[11]:
         raise _damaged(path, sid, "the checksums of its head are wrong")
-    return first, _SECOND, checksum
+    return head[4:11], _SECOND, checksum, length
 
 
 def _pack(slot: _Slot, checksum: int) -> bytes:
     data = _SLOT.pack(*slot)
     return data + _CHECKSUM.pack(zlib.crc32(data, checksum))
-
-
-def _unpack(data: bytes, checksum: int) -> _Slot | None:
-    """Read a slot; None if it is not whole, or was never written."""
-    if (
-        data == _UNUSED
-        or zlib.crc32(data[: _SLOT.size], checksum) != _CHECKSUM.unpack_from(data, _SLOT.size)[0]
-    ):
-        return None
-    return _Slot(*_SLOT.unpack_from(data))
 
 
 def _damaged(path: str, sid: str, why: str) -> DamagedRecord:

@@ -36,6 +36,7 @@ CORE_MAY_IMPORT = set(
 GOES_BY = {
     "asgiref": {"django"},
     "apsw": {"sqlite"},
+    "asyncmy": {"mariadb"},
     "click": {"cli"},
     "cryptography": {"sealing"},
     "hiredis": {"redis"},

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sojourn.core import flows
 from sojourn.core.calls import Count, Flow
-from sojourn.core.cookie import CookieSettings, only_token, tokens_in
+from sojourn.core.cookie import CookieSettings, find, only_token, tokens_in
 from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
@@ -27,6 +27,9 @@ from sojourn.drivers import arun, run
 from sojourn.errors import ConfigurationError, DamagedRecord, StoreUnavailable
 from sojourn.stores import open_async_store, open_store
 from sojourn.stores.base import AsyncStore, Store
+
+if TYPE_CHECKING:
+    from sojourn.stores.cookie import CookieJar, CookieStore
 
 __all__ = ["Committed", "SessionManager"]
 
@@ -187,6 +190,9 @@ class SessionManager:
             entropy,
         )
         self._given = store
+        self._carried = (
+            store.startswith("cookie:") if isinstance(store, str) else hasattr(store, "jar")
+        )
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._astore: AsyncStore | None = None
@@ -276,6 +282,8 @@ class SessionManager:
             https: whether the request came by https.
             client: who makes it.
         """
+        if self._carried:
+            return self._carried_session(cookie, https, client)
         return Session(self._env, partial(self.open, cookie, https), client or _NOBODY)
 
     def open(self, cookie: str, https: bool) -> Opened:
@@ -306,6 +314,8 @@ class SessionManager:
         """Write what was done to a session; see `flows.commit` for what it raises."""
         if session._settled():
             return _NOTHING_DONE
+        if self._carried:
+            return self._commit_carried(session)
         try:
             done = self.run(flows.commit(session, self._env))
         except StoreUnavailable as error:
@@ -324,6 +334,8 @@ class SessionManager:
         made on the loop when the session is first used. Where the store does not answer, the
         error is raised when the session is first used, so that a page without it works.
         """
+        if self._carried:
+            return self._carried_session(cookie, https, client)
         tokens = tokens_in(cookie, self.cookie.name_for[https])
         env, who = self._env, client or _NOBODY
         if not tokens:
@@ -342,10 +354,38 @@ class SessionManager:
         """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""
         if session._settled():
             return _NOTHING_DONE
+        if self._carried:
+            return self._commit_carried(session)
         try:
             done = await _finish(arun(flows.commit(session, self._env), self.astore))
         except StoreUnavailable as error:
             done = self._uncommitted(error)
+        self._note(done)
+        return done
+
+    # Where the cookie holds the record itself: no store is asked, so both colours are one.
+
+    def _carried_session(self, cookie: str, https: bool, client: Client | None) -> Session:
+        box: list[CookieJar] = []
+        load = partial(self._open_carried, box, cookie, https)
+        session = _CarriedSession(self._env, load, client or _NOBODY)
+        session.box = box
+        return session
+
+    def _open_carried(self, box: list[CookieJar], cookie: str, https: bool) -> Opened:
+        name = self.cookie.name_for[https]
+        store: CookieStore = self.store  # type: ignore[assignment]
+        jar = store.jar(find(cookie, name), name)
+        box.append(jar)
+        return run(flows.open_session(jar.tokens, self._env), jar)
+
+    def _commit_carried(self, session: Session) -> Committed:
+        assert isinstance(session, _CarriedSession)
+        jar = session.box[0]
+        done = run(flows.commit(session, self._env), jar)
+        done.sealed = jar.sealed(done.token)
+        if done.sealed is not None and done.max_age is None:
+            done.max_age = flows.max_age_of(session, self._env)
         self._note(done)
         return done
 
@@ -430,6 +470,13 @@ class SessionManager:
                 if len(self._damage_seen) < _LOGGED_DAMAGE:
                     self._damage_seen.add(sid)
             log.log(_LEVELS.get(event, logging.DEBUG), "session %s %s: %s", sid, event, detail)
+
+
+class _CarriedSession(Session):
+    """A session whose record came in the cookie: it has its request's jar, once it is loaded."""
+
+    __slots__ = ("box",)
+    box: list[CookieJar]
 
 
 _NOBODY = Client()

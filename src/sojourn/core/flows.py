@@ -32,7 +32,16 @@ from sojourn.core.session import EndedBefore, Opened, Session, Status
 from sojourn.core.token import Token, hash_secret, name_to_sid, new_secret, same_hash
 from sojourn.errors import Conflict, DamagedRecord, InvalidValue
 
-__all__ = ["Committed", "commit", "end", "end_all_of", "open_session", "records_of", "unseal"]
+__all__ = [
+    "Committed",
+    "commit",
+    "end",
+    "end_all_of",
+    "max_age_of",
+    "open_session",
+    "records_of",
+    "unseal",
+]
 
 # Looked up once: an enumeration's members are slow to reach.
 _NEW, _STARTED, _UNCHANGED = Status.NEW, Status.STARTED, Status.UNCHANGED
@@ -49,6 +58,7 @@ class Committed(msgspec.Struct):
 
     Attributes:
         token: to be sent to the browser; None: the cookie stays as it is.
+        sealed: what is sent in place of the token where the cookie holds the record itself.
         max_age: of that cookie, in seconds; None: until the browser is closed.
         cleared: a session was ended: the browser is to forget its cookie.
         wrote: whether anything was written.
@@ -61,6 +71,7 @@ class Committed(msgspec.Struct):
     """
 
     token: Token | None = None
+    sealed: str | None = None
     max_age: int | None = None
     cleared: bool = False
     wrote: bool = False
@@ -381,6 +392,12 @@ def _next(
 
 def _ids(record: Record) -> list[bytes]:
     return [record.commits[i : i + 8] for i in range(0, len(record.commits), 8)]
+
+
+def max_age_of(session: Session, env: Environment) -> int | None:
+    """Return the Max-Age that the cookie of a session in the store has now."""
+    record = session._record
+    return None if record is None else _max_age(record, env.clock())
 
 
 def _max_age(record: Record, now: float) -> int | None:

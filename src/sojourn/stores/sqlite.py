@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote
 
+import apsw
 import msgspec
 from msgspec.structs import astuple
 from msgspec.structs import replace as changed
@@ -34,14 +35,7 @@ from sojourn.errors import (
 )
 from sojourn.stores.base import Promises
 
-try:
-    import apsw
-except ImportError as error:
-    raise ConfigurationError(
-        "The SQLite store needs the package apsw: pip install 'sojourn[sqlite]'."
-    ) from error
-
-__all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "WouldBlock"]
+__all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "WouldBlock", "from_url"]
 
 T = TypeVar("T")
 
@@ -618,38 +612,6 @@ class SqliteStore:
                 raise error.__cause__ from None
             _log.warning("%s", error)
 
-    @classmethod
-    def from_url(cls, url: str) -> SqliteStore:
-        """Make one from `sqlite:///relative.db` or `sqlite:////absolute.db`.
-
-        Options: `?synchronous=full`, `?busy_timeout=2.5`, joined by `&`. A `?`, `&` or `%` in the
-        path is written as `%3F`, `%26`, `%25`.
-
-        Raises:
-            ConfigurationError: another form, an option that is not known, or as the class does.
-        """
-        address, _, query = url.partition("?")
-        if not address.startswith("sqlite:///"):
-            raise ConfigurationError(
-                f"{url!r} names no SQLite file; write sqlite:///relative.db or "
-                "sqlite:////absolute.db"
-            )
-        options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
-        unknown = sorted(set(options) - {"synchronous", "busy_timeout"})
-        if unknown:
-            raise ConfigurationError(
-                f"{url!r} has unknown options: {', '.join(unknown)}; allowed are synchronous and "
-                "busy_timeout"
-            )
-        if "busy_timeout" in options:
-            try:
-                options["busy_timeout"] = float(options["busy_timeout"])
-            except ValueError:
-                raise ConfigurationError(
-                    f"{url!r}: busy_timeout is a number of seconds, like 2.5"
-                ) from None
-        return cls(unquote(address.removeprefix("sqlite:///")), **options)
-
     def load(self, sid: str) -> Record | None:
         """As `Store.load`: one look-up, which waits for no writer."""
         # `_read` and `_Connection.load` written out, as every request does this.
@@ -916,6 +878,37 @@ class SqliteStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()
         self._held = False
+
+
+def from_url(url: str) -> SqliteStore:
+    """Return the store of `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+    Options: `?synchronous=full`, `?busy_timeout=2.5`, joined by `&`. A `?`, `&` or `%` in the
+    path is written as `%3F`, `%26`, `%25`.
+
+    Raises:
+        ConfigurationError: another form, an option that is not known, or as `SqliteStore` does.
+    """
+    address, _, query = url.partition("?")
+    if not address.startswith("sqlite:///"):
+        raise ConfigurationError(
+            f"{url!r} names no SQLite file; write sqlite:///relative.db or sqlite:////absolute.db"
+        )
+    options: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - {"synchronous", "busy_timeout"})
+    if unknown:
+        raise ConfigurationError(
+            f"{url!r} has unknown options: {', '.join(unknown)}; allowed are synchronous and "
+            "busy_timeout"
+        )
+    if "busy_timeout" in options:
+        try:
+            options["busy_timeout"] = float(options["busy_timeout"])
+        except ValueError:
+            raise ConfigurationError(
+                f"{url!r}: busy_timeout is a number of seconds, like 2.5"
+            ) from None
+    return SqliteStore(unquote(address.removeprefix("sqlite:///")), **options)
 
 
 _ATTEMPTS: dict[str, Callable[..., Any]] = {

@@ -30,8 +30,10 @@ def with_session(headers: Headers, done: Committed, cookie: CookieSettings, http
         ConfigurationError: the cookie is longer than browsers take.
     """
     set_cookie = None
-    if done.token is not None:
-        set_cookie = cookie.set(str(done.token), done.max_age, cookie.is_secure(https))
+    if done.token is not None or done.sealed is not None:
+        set_cookie = cookie.set(
+            done.sealed or str(done.token), done.max_age, cookie.is_secure(https)
+        )
     elif done.cleared:
         set_cookie = cookie.clear(cookie.is_secure(https))
     caching: list[str] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ _GET_CONNECTION = () if _REDIS_PY >= (5, 3) else ("_",)
 def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
     """Return what every connection is made with."""
     retry: Any = redis.asyncio.retry.Retry if asynchronous else redis.retry.Retry
-    return {
+    # redis-py would look up its own version on the disk for each connection, to tell the server.
+    unnamed = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
+    return unnamed | {
         "socket_timeout": settings.timeout,
         "socket_connect_timeout": settings.connect_timeout,
         # redis-py repeats a command up to ten times by default, each time for as long again.
@@ -63,11 +66,10 @@ def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
 
 def _from_url(target: Target, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return options as the URL changes them, without the address."""
-    pool: Any = redis.ConnectionPool.from_url(target.url)
-    said = dict(pool.connection_kwargs)
-    for name in ("host", "port", "path", "himport_registry", "event_dispatcher"):
-        said.pop(name, None)
-    known = defaults | {name: value for name, value in said.items() if value is not None}
+    said: dict[str, Any] = dict(redis.connection.parse_url(target.url))
+    known = defaults | said
+    for name in ("host", "port", "connection_class"):
+        known.pop(name, None)
     known["decode_responses"] = False
     return known
 

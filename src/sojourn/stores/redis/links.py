@@ -58,7 +58,6 @@ def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
         "socket_connect_timeout": settings.connect_timeout,
         # redis-py repeats a command up to ten times by default, each time for as long again.
         "retry": retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
         # With RESP3, redis-py no longer looks at a connection before it uses it again.
         "protocol": 2,
     }
@@ -66,8 +65,8 @@ def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
 
 def _from_url(target: Target, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return options as the URL changes them, without the address."""
-    said: dict[str, Any] = dict(redis.connection.parse_url(target.url))
-    known = defaults | said
+    parse_url: Any = redis.connection.parse_url
+    known: dict[str, Any] = defaults | parse_url(target.url)
     for name in ("host", "port", "connection_class"):
         known.pop(name, None)
     known["decode_responses"] = False
@@ -238,11 +237,7 @@ class AsyncLink:
             return
         self.bound = 4 * settings.timeout
         self._options["ssl"] = target.tls
-        options = {
-            name: value
-            for name, value in self._options.items()
-            if name not in ("db", "retry_on_timeout")
-        }
+        options = {name: value for name, value in self._options.items() if name != "db"}
         if _REDIS_PY < (6, 0):
             options["cluster_error_retry_attempts"] = 0
         node: Any = redis.asyncio.cluster.ClusterNode

@@ -90,6 +90,7 @@ ALTER TABLE sojourn_sessions ALTER COLUMN data SET STORAGE EXTERNAL;
 CREATE INDEX sojourn_sessions_due ON sojourn_sessions (due);
 CREATE INDEX sojourn_sessions_user ON sojourn_sessions (user_name, sid)
     INCLUDE (status) WHERE user_name IS NOT NULL;
+CREATE INDEX sojourn_sessions_ended ON sojourn_sessions (status, sid) WHERE status <> 0;
 """,
 )
 """What takes a schema from each version, its place in the row, to the next one."""

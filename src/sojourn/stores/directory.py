@@ -188,7 +188,8 @@ class DirectoryStore:
     ) -> None:
         """Touch nothing yet: a store that is down must not keep the application from starting."""
         # Absolute now, since a server may change its working directory later.
-        self._root = os.path.abspath(path)
+        given = os.fspath(path)
+        self._root = given if os.path.isabs(given) else os.path.abspath(given)
         self._fsync = fsync
         self._records = os.path.join(self._root, "records")
         self._new = os.path.join(self._root, "new")
@@ -261,10 +262,9 @@ class DirectoryStore:
                 pass
         try:
             kept = self._read(path, sid)
-            if kept is None:
-                self._lay_out()
+            if kept is None and self._laid_out and _FOLLOWS_NOT:
                 # Where the whole directory is gone, nobody's session may seem to have ended.
-                os.stat(os.path.dirname(path))
+                os.close(os.open(os.path.dirname(path), _READ))
         except OSError as error:
             raise self._unavailable(error, "load") from error
         return None if kept is None else kept.record

@@ -295,8 +295,10 @@ class Session(MutableMapping[str, Any]):
     @property
     def user(self) -> str | None:
         """Who is logged in."""
+        user: str | None = self._value("user")
+        # After the look-up: loading the session sets this anew.
         self._active = True
-        return self._value("user")  # type: ignore[no-any-return]
+        return user
 
     @property
     def claims(self) -> dict[str, Any]:
@@ -451,8 +453,8 @@ class Session(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove all values, typed state, claims and flash messages; the session lives on."""
-        self._forget_values()
         work = self._working()
+        self._forget_values()
         for held in (work.handed, work.states, work.steps):
             held.clear()
         if self._record is not None:
@@ -489,8 +491,8 @@ class Session(MutableMapping[str, Any]):
 
     def touch(self) -> None:
         """Count this request as a use, and write that without waiting for the touch interval."""
-        self._active = True
         self._event(Event.TOUCH)
+        self._active = True
 
     def renew(self) -> None:
         """Give the session a new secret; the sid and the data stay.
@@ -728,8 +730,8 @@ class Session(MutableMapping[str, Any]):
         self._status = TRANSITIONS[self._status, _WRITE]
 
     def _salt_of(self, *, make: bool) -> bytes:
-        self._active = True
         work, record = self._working(), self._record
+        self._active = True
         if record is not None and not work.salt:
             return record.salt
         if make and not work.salt:
@@ -757,8 +759,12 @@ class Session(MutableMapping[str, Any]):
         work = self._working()
         work.handed.pop(key, None)
         done = work.steps.get(key)
-        # After a deletion the key comes to stand last; else it keeps its place.
-        work.steps[key] = [_DELETE, _PENDING] if done and done[0] is _DELETE else [_PENDING]
+        if done and done[0] is _DELETE:
+            # A key that was deleted comes to stand last; any other keeps its place.
+            del work.steps[key]
+            work.steps[key] = [_DELETE, _PENDING]
+        else:
+            work.steps[key] = [_PENDING]
         self._status = TRANSITIONS[self._status, _WRITE]
 
     def _drop(self, name: str) -> None:
@@ -779,10 +785,13 @@ class Session(MutableMapping[str, Any]):
         old = self.get(key)
         new = merge(kind, old, operand)
         work = self._working()
-        done = work.steps.setdefault(key, [])
+        # A key that was deleted comes to stand last; any other keeps its place.
+        done = work.steps.pop(key, []) if key not in self._index else work.steps.get(key, [])
+        work.steps[key] = done
         if done and done[-1] is _PENDING:
             pass
-        elif kind == Kind.ADD and done and done[-1].kind == Kind.ADD:
+        elif kind == Kind.ADD and done and done[-1].kind == Kind.ADD and type(new) is int:
+            # Only of ints is a sum the same in whatever order it is made.
             done[-1] = Operation(kind, done[-1].value + operand)
         else:
             if key in work.handed:
@@ -935,13 +944,15 @@ class Peek(Mapping[str, Any]):
         session = self._session
         if session._active:
             return how(session)
+        # Nothing was done to the values yet. Whoever looks gets a session of his own, so that
+        # the next real use is the first, and nothing that is done to what he sees is kept.
+        opened = Opened(session._opened.now, session._record, session._data)
+        other = Session(session._env, lambda: opened, session._client)
         try:
-            return how(session)
+            return how(other)
         finally:
-            # As if nobody had been here: the next real use is the first.
-            if not session.is_new:
-                session._active = False
-                del session._index, session._cache
+            if other.is_new and not session.is_new:
+                session._working().notes.extend(other._working().notes)
 
     @overload
     def __getitem__(self, key: str) -> Any: ...

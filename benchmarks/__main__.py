@@ -21,7 +21,6 @@ from benchmarks.measuring import (
     Plan,
     RawLeg,
     SubjectLeg,
-    Wrong,
     figure,
     measure,
     sizes_text,
@@ -31,7 +30,6 @@ from benchmarks.peers import NAMES as PEERS
 from benchmarks.report import Cell, Writer, table_of, targets, time_text
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.subjects import Backend, Missing, Subject, sojourn_asgi, sojourn_wsgi
-from sojourn.errors import SojournError
 from sojourn.manager import SessionManager
 
 _QUICK, _FULL = 45.0, 260.0
@@ -192,7 +190,8 @@ def _group(
         try:
             leg = SubjectLeg(subject, scenario, size, visitors)
             leg.once()
-        except (Wrong, SojournError) as error:
+        except Exception as error:
+            # One that fails is told of, and the others are measured.
             cells.append(Cell(scenario.name, size, subject.name, "session", note=_brief(error)))
             continue
         bare = subject.bare[0]
@@ -241,7 +240,7 @@ def _group(
 
 
 def _brief(error: Exception) -> str:
-    text = str(error)
+    text = f"{type(error).__name__}: {error}"
     return "cannot: " + (text if len(text) < 90 else text[:87] + "...")
 
 

@@ -164,11 +164,12 @@ _MAKE_ENDING = (
     f"reason = CASE status WHEN {ENDING} THEN reason ELSE ?2 END, status = {ENDING}, due = ?3 "
     f"WHERE sid = ?1 AND status IN ({LIVE}, {ENDING}, {MARK})"
 )
-# A tombstone needs no address and agent; emptying them also mends a row whose text is damaged.
+# A tombstone needs no address and agent; emptying them also mends a row that is damaged there.
 _MAKE_ENDED = (
     f"UPDATE {_TABLE} SET version = version + 1, status = {ENDED}, "
     "reason = CASE reason WHEN '' THEN ?2 ELSE reason END, seen = ?3, deadline = ?4, due = ?4, "
-    "data = x'', commits = x'', salt = x'', user_name = NULL, address = '', agent = '' "
+    "data = x'', commits = x'', salt = x'', user_name = NULL, persistent = 0, "
+    "address = '', agent = '' "
     f"WHERE sid = ?1 AND status <> {ENDED}"
 )
 
@@ -283,7 +284,10 @@ class _Connection:
         self.apsw.set_busy_timeout(round(seconds * 1000))
 
     def load(self, sid: str) -> Record | None:
-        row = self.execute(_LOAD, (sid,)).get
+        try:
+            row = self.execute(_LOAD, (sid,)).get
+        except UnicodeDecodeError as error:
+            raise DamagedRecord(f"the record {sid!r} is damaged: {error}") from error
         return None if row is None else _record(row)
 
     def create(self, record: Record) -> bool:
@@ -449,19 +453,21 @@ class _Connection:
         counted: int = self.execute(_count_statement(user, status), values).get
         return counted
 
-    def checkpoint(self, busy_timeout: float) -> None:
-        """Copy the log into the file, so that the next writer may begin the log anew."""
+    def checkpoint(self, mode: int, busy_timeout: float) -> int:
+        """Copy the log into the file, so that the next writer may begin the log anew.
+
+        Returns:
+            How many pages the log had; it is begun anew unless others wrote meanwhile.
+        """
         # Where a checkpoint waits for others, it lets nobody write meanwhile.
         self.wait_for(_CHECKPOINT_SECONDS)
         try:
-            pages, copied = self.apsw.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            if copied < pages and pages >= _LARGE_LOG_PAGES:
-                # Writers that never pause are ahead of every checkpoint that waits for nobody.
-                pages, copied = self.apsw.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            pages, copied = self.apsw.wal_checkpoint(mode=mode)
             if copied == pages:
                 # The first write now begins the log anew and waits for the disk. This one does,
                 # so that no request has to.
                 self.execute(_CHECKPOINTED)
+            return pages
         finally:
             self.wait_for(busy_timeout)
 
@@ -775,7 +781,11 @@ class SqliteStore:
         if not self._checkpointing.acquire(blocking=False):
             return
         try:
-            self._read(_Connection.checkpoint, self._busy_timeout)
+            method, patience = _Connection.checkpoint, self._busy_timeout
+            pages = self._read(method, apsw.SQLITE_CHECKPOINT_PASSIVE, patience)
+            if pages >= _LARGE_LOG_PAGES:
+                # Writers that never pause are ahead of a checkpoint that holds nobody up.
+                self._write(method, apsw.SQLITE_CHECKPOINT_RESTART, patience)
         except SojournError as error:
             if not isinstance(error.__cause__, apsw.BusyError):
                 _log.warning("the log was not copied into the file: %s", error)
@@ -790,7 +800,7 @@ class SqliteStore:
         sid: str = "",
     ) -> NoReturn:
         """Raise what a store may raise for an error; keep the connection where it is still good."""
-        if isinstance(error, DamagedRecord | InvalidValue | apsw.BusyError):
+        if isinstance(error, InvalidValue | apsw.BusyError):
             self._give_back(connection, idle)
         else:
             connection.close()
@@ -823,9 +833,7 @@ class SqliteStore:
         with self._opening:
             opened: apsw.Connection | None = None
             try:
-                with _creating:
-                    _create_file(self.path)
-                opened = apsw.Connection(self.path, flags=apsw.SQLITE_OPEN_READWRITE)
+                opened = _open_file(self.path)
                 opened.set_busy_timeout(round(self._busy_timeout * 1000))
                 connection = _Connection(opened, self._synchronous)
                 connection.prepare(self._busy_timeout)
@@ -959,28 +967,35 @@ def _close_all(idle: list[_Connection]) -> None:
             idle.pop().close()
 
 
-def _create_file(path: str) -> None:
-    """Make an empty file that only its owner may read; SQLite gives its other files the same mode.
+def _open_file(path: str) -> apsw.Connection:
+    """Open the file, and make it where there is none.
 
-    Raises `ConfigurationError` where the folder is missing or the path is a folder.
+    A file that is there is opened by SQLite only, not even looked into: to close it again would
+    take the locks of every connection of this process (POSIX).
     """
-    if os.path.isdir(path):
-        raise ConfigurationError("it is a folder; name a file in it")
-    if os.path.lexists(path):
-        # Not opened, not even to look: to close it again would take the locks of every connection
-        # of this process (POSIX).
-        return
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        raise ConfigurationError(f"there is no folder {os.path.dirname(path)}; make it") from None
-    try:
-        if hasattr(os, "fchmod"):
-            os.fchmod(file, 0o600)  # the umask may have taken more
-    finally:
-        os.close(file)
+    with _creating:
+        try:
+            return apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+        except apsw.CantOpenError:
+            if os.path.isdir(path):
+                raise ConfigurationError("it is a folder; name a file in it") from None
+            if os.path.lexists(path):
+                raise
+        try:
+            # For its owner alone; SQLite gives the files beside it the same mode.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            folder = os.path.dirname(path)
+            raise ConfigurationError(f"there is no folder {folder}; make it") from None
+        except FileExistsError:
+            pass  # another process was faster
+        else:
+            try:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(file, 0o600)  # the umask may have taken more
+            finally:
+                os.close(file)
+        return apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
 
 
 # Forks --------------------------------------------------------------------------------------------

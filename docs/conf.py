@@ -1,14 +1,18 @@
 """Sphinx settings; docs/decisions/0001 says why Sphinx."""
 
 import logging
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "Sojourn"
 author = "The Sojourn authors"
 copyright = f"2026, {author}"
 version = release = version_of("sojourn")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sojourn_tables"]
 exclude_patterns = ["_build", "decisions/template.md"]
 # Links to a heading, [like this](tutorial.md#the-heading), are checked.
 myst_heading_anchors = 3

@@ -235,7 +235,9 @@ class CookieJar:
 
 
 def from_url(url: str) -> CookieStore:
-    """Open `cookie:///relative/keys.txt` or `cookie:////absolute/keys.txt`: a file with one key a line, the newest first.
+    """Open the store with keys from a file: one key a line, the newest first.
+
+    `cookie:///relative/keys.txt` or `cookie:////absolute/keys.txt`.
 
     Raises:
         ConfigurationError: no such file, or no good key in it.

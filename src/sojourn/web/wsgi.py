@@ -19,7 +19,7 @@ from sojourn.web.failure import failure_of
 from sojourn.web.headers import with_session
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["KEY", "SessionMiddleware"]
 

@@ -30,6 +30,7 @@ from sojourn.testing.checking import (
     run_check,
 )
 from sojourn.testing.clock import Clock
+from sojourn.testing.damage import acheck_damaged, check_damaged
 from sojourn.testing.faults import (
     AsyncFlakyStore,
     Crash,
@@ -65,9 +66,11 @@ __all__ = [
     "RecordingStore",
     "Together",
     "WrappedStore",
+    "acheck_damaged",
     "acheck_store",
     "arun_check",
     "at",
+    "check_damaged",
     "check_store",
     "expect",
     "expect_same",

@@ -38,7 +38,7 @@ def size_of(values: Any) -> int:
 
 @cache
 def payload(size: int) -> dict[str, Any]:
-    """Return the values of a session of about that size; always the same object, not to be changed."""
+    """Return the values of a session of about that size: one object, not to be changed."""
     source = random.Random(size)
     values: dict[str, Any] = {
         "user": {"id": 48151, "name": "Ada Example", "roles": ["editor"]},

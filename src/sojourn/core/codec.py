@@ -40,6 +40,7 @@ __all__ = [
     "decode_index",
     "decode_value",
     "encode_value",
+    "is_text",
     "join",
     "segment",
     "split",
@@ -102,7 +103,7 @@ def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:
             raw = _encode(_plain(value, depth, _ATOMS_BUT_INT))
     except _Refused as refused:
         raise InvalidValue(f"session[{key!r}] {refused}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidValue(f"session[{key!r}] cannot be stored: {error}") from None
     return checked(raw)
 
@@ -135,6 +136,15 @@ def decode_value(segment: bytes) -> Any:
         return _value_decode(segment[:-4])
     except (msgspec.DecodeError, ValueError, RecursionError, ArithmeticError, TypeError) as error:
         raise DamagedRecord(f"a value cannot be read: {error}") from None
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be stored: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def join(segments: Mapping[str, bytes]) -> bytes:
@@ -201,8 +211,8 @@ def _plain(value: Any, depth: int, atoms: frozenset[type]) -> Any:
         return value
     if kind is int:
         return _tag_int(value)
-    if depth <= 0:
-        raise _Refused("is nested deeper than the limit allows (or contains itself)")
+    if depth <= 0 and kind not in IMMUTABLE:
+        raise _Refused("is nested deeper than the limit allows (max_depth), or contains itself")
     depth -= 1
     if kind is dict:
         for key in value:

@@ -32,12 +32,13 @@ def find(header: str, name: str) -> list[str]:
     if start not in header or len(header) > MAX_HEADER:
         return []
     size = len(start)
-    found = []
+    # A dictionary: of many different ones a list would be searched in quadratic time.
+    found: dict[str, None] = {}
     for pair in header.split(";"):
         pair = pair.strip(" \t")
-        if pair.startswith(start) and pair[size:] not in found:
-            found.append(pair[size:])
-    return found
+        if pair.startswith(start):
+            found[pair[size:]] = None
+    return list(found)
 
 
 def only_token(header: str, name: str) -> Token | None:
@@ -47,7 +48,7 @@ def only_token(header: str, name: str) -> Token | None:
     """
     start = name + "="
     at = header.find(start)
-    if at < 0 or (at and header[at - 2 : at] != "; "):
+    if at < 0 or (at and header[at - 2 : at] != "; ") or len(header) > MAX_HEADER:
         return None
     at += len(start)
     end = at + TOKEN_LENGTH

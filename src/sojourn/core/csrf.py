@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
-from sojourn.core.token import Entropy
+from sojourn.core.token import Entropy, drawn
 
 __all__ = ["check", "form_token"]
 
@@ -19,7 +19,7 @@ _SIZE = 32
 
 def form_token(salt: bytes, entropy: Entropy) -> str:
     """Return the token of a record's salt, masked anew: 86 characters of URL-safe base64."""
-    mask = entropy(_SIZE)
+    mask = drawn(entropy, _SIZE)
     return urlsafe_b64encode(mask + _xor(mask, _plain(salt))).rstrip(b"=").decode()
 
 

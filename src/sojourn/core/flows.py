@@ -29,7 +29,7 @@ from sojourn.core.operations import Changes, Segments, apply, overwritten
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import EndedBefore, Opened, Session, Status
-from sojourn.core.token import Token, hash_secret, name_to_sid, new_secret, same_hash
+from sojourn.core.token import Token, drawn, hash_secret, name_to_sid, new_secret, same_hash
 from sojourn.errors import Conflict, DamagedRecord, InvalidValue
 
 __all__ = [
@@ -197,15 +197,16 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         work.ends.pop(0)
     if prepared is not None:
         yield from _create(session, changes, prepared, done, env)
-    elif status is _UNCHANGED or status is _TOUCHED:
-        if session._active:
-            yield from _touch(session, done, env)
-    elif status is not _NEW and status is not _STARTED:
-        try:
+        return done
+    try:
+        if status is _UNCHANGED or status is _TOUCHED:
+            if session._active:
+                yield from _touch(session, done, env)
+        elif status is not _NEW and status is not _STARTED:
             yield from _replace(session, changes, done, env)
-        except DamagedRecord as error:
-            done.dropped = "damaged"
-            done.events.append(("damaged", session.sid, str(error)))
+    except DamagedRecord as error:
+        done.dropped = "damaged"
+        done.events.append(("damaged", session.sid, str(error)))
     return done
 
 
@@ -226,7 +227,7 @@ def _create(
     work = session._working()
     head = work.head
     secret = new_secret(env.entropy)
-    commit_id = env.entropy(8)
+    commit_id = drawn(env.entropy, 8)
     data = codec.join(segments)
     sid = session.sid
     idle_timeout, lifetime = session._value("idle_timeout"), session._value("lifetime")
@@ -245,24 +246,28 @@ def _create(
         user=head.get("user"),
         authenticated=head.get("authenticated"),
         generation=1 if work.login else 0,
-        salt=work.salt or env.entropy(16),
+        salt=work.salt or drawn(env.entropy, 16),
         persistent=head.get("persistent", False),
-        address=client.address[:100],
-        agent=client.agent[:400],
+        address=_shown(client.address, 100),
+        agent=_shown(client.agent, 400),
         commits=commit_id,
     )
     epoch = (yield from _epoch(record.user)) if work.login else 0
     if not (yield Create(record)):
         # The sid is random: what lies there is our own first try, whose answer got lost.
         there: Record | None = yield Load(sid)
-        if there is None or commit_id not in _ids(there):
+        if there is None or there.secret_hash != record.secret_hash:
             raise Conflict(f"the sid {sid} is taken; is the random source of this machine broken?")
-        record = there
+        if there.status != LIVE:
+            done.dropped = "gone"
+            done.events.append(("dropped", sid, "the session ended meanwhile"))
+            return
     done.wrote = True
     done.token = Token(sid, secret)
     done.max_age = _max_age(record, now)
     done.events.append(("created", sid, ""))
     session._saved(record, data, changes)
+    session._opened = msgspec.structs.replace(session._opened, token=done.token)
     if work.login:
         yield from _confirm_login(session, record, epoch, done, env)
 
@@ -297,7 +302,7 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     work = session._working()
     login = work.login
     epoch = (yield from _epoch(work.head["user"])) if login else 0
-    commit_id = env.entropy(8)
+    commit_id = drawn(env.entropy, 8)
     secret = new_secret(env.entropy) if renewing else ""
     current, data, before = loaded, session._data, codec.split(session._data)
     segments = before
@@ -316,9 +321,10 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
             done.events.append(("dropped", loaded.sid, "the session ended meanwhile"))
             return
         if commit_id in _ids(answer):
-            # Our own write, whose answer got lost; perhaps another one has come upon it.
-            record = answer
-            new_data = unseal(answer, env)
+            # Our own write, whose answer got lost. What has come upon it since is not ours to
+            # see: it may be a login.
+            if answer.secret_hash != record.secret_hash:
+                secret = ""  # Renewed since, by a request whose answer brings the cookie.
             break
         if answer.generation != loaded.generation:
             if login and answer.user != work.head["user"]:
@@ -346,7 +352,12 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
         done.token = token = Token(record.sid, secret)
         done.max_age = _max_age(record, record.seen)
         done.events.append(("renewed", record.sid, "login" if login else ""))
-    elif token is not None and _max_age(record, 0) != _max_age(loaded, 0):
+    elif (
+        token is not None
+        and _max_age(record, 0) != _max_age(loaded, 0)
+        # Never a secret that was renewed: it would take the place of the new one.
+        and same_hash(hash_secret(token.secret), record.secret_hash)
+    ):
         done.token = token
         done.max_age = _max_age(record, record.seen)
     session._saved(record, new_data, changes)
@@ -385,9 +396,18 @@ def _next(
         client = session.client
         changed["generation"] = current.generation + 1
         changed["salt"] = work.salt
-        changed["address"] = client.address[:100]
-        changed["agent"] = client.agent[:400]
+        changed["address"] = _shown(client.address, 100)
+        changed["agent"] = _shown(client.agent, 400)
     return msgspec.structs.replace(current, **changed)
+
+
+def _shown(text: str, size: int) -> str:
+    """Return what a client said of itself, fit for every store, log and page."""
+    text = text[:size]
+    if text.isprintable():
+        return text
+    # Also lone surrogates and NUL, which stores refuse: no header may make a login fail.
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _ids(record: Record) -> list[bytes]:
@@ -477,14 +497,23 @@ def _mark_of(user: str) -> str:
 
 def _epoch(user: str | None) -> Flow[int]:
     assert user is not None
-    mark: Record | None = yield Load(_mark_of(user))
+    mark = yield from _mark(_mark_of(user))
     return 0 if mark is None else mark.generation
+
+
+def _mark(sid: str) -> Flow[Record | None]:
+    """Load a user's mark; a damaged one makes way for a new one, which is greater than it was."""
+    try:
+        return (yield Load(sid))  # type: ignore[no-any-return]
+    except DamagedRecord:
+        yield Delete(sid)
+        return None
 
 
 def _raise_epoch(user: str, env: Environment) -> Flow[None]:
     sid, now = _mark_of(user), env.clock()
     while True:
-        mark: Record | None = yield Load(sid)
+        mark = yield from _mark(sid)
         if mark is None:
             # From the clock, so that a mark that was swept is never counted from 0 again.
             new = Record(sid, b"", 1, now, now, now + _MARK_TIME, None, _MARK_TIME, b"")

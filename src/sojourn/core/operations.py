@@ -98,8 +98,12 @@ def apply(base: Segments, changes: Changes, depth: int = 64) -> Segments:
                 old = None if there is None else codec.decode_value(there)
                 try:
                     new = merge(kind, old, step.value)
-                except TypeError:
+                except (TypeError, ArithmeticError):
                     new = merge(kind, None, step.value)
+                if kind == Kind.REMOVE and not new:
+                    # Nothing is left to be told: no key without messages stays behind.
+                    out.pop(key, None)
+                    continue
                 out[key] = codec.encode_value(new, key=key, depth=depth)
     return out
 
@@ -108,11 +112,14 @@ def overwritten(
     loaded: Mapping[str, bytes], current: Mapping[str, bytes], changes: Changes
 ) -> list[str]:
     """Return the keys that another request changed since the load and these changes set anew."""
-    return [
-        key
+    anew = {
+        key: None
         for key, steps in changes.steps.items()
-        if steps[-1].kind in (Kind.SET, Kind.DELETE) and loaded.get(key) != current.get(key)
-    ]
+        if changes.cleared or steps[-1].kind in (Kind.SET, Kind.DELETE)
+    }
+    if changes.cleared:
+        anew.update(dict.fromkeys([*loaded, *current]))
+    return [key for key in anew if loaded.get(key) != current.get(key)]
 
 
 _NUMBERS = (int, float, Decimal, dt.timedelta)

@@ -18,7 +18,7 @@ import hmac
 from collections.abc import Sequence
 from hashlib import sha256
 
-from sojourn.core.token import Entropy
+from sojourn.core.token import Entropy, drawn
 from sojourn.errors import ConfigurationError, DamagedRecord
 
 __all__ = ["SEAL", "Sealer"]
@@ -57,7 +57,7 @@ class Sealer:
 
     def seal(self, text: bytes, bound_to: bytes, entropy: Entropy) -> bytes:
         """Return the text sealed with the newest key and bound to something."""
-        salt = entropy(24)
+        salt = drawn(entropy, 24)
         key = hmac.digest(self._keys[self._newest], salt, "sha256")
         head = bytes((SEAL,)) + self._newest + salt
         return head + self._aead(key).encrypt(_ZERO_NONCE, text, head + bound_to)

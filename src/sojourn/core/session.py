@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, TypeVar, overload
 import msgspec
 
 from sojourn.core import codec, csrf
-from sojourn.core.codec import decode_index, decode_value
+from sojourn.core.codec import decode_index, decode_value, is_text
 from sojourn.core.expiry import deadline_of, seconds
 from sojourn.core.operations import Changes, Kind, Operation, merge
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment
 from sojourn.core.state import StateInfo, describe
-from sojourn.core.token import Token, new_sid
+from sojourn.core.token import Token, drawn, new_sid
 from sojourn.errors import Conflict, CsrfError, DamagedRecord, InvalidValue, StoreUnavailable
 
 __all__ = ["TRANSITIONS", "EndedBefore", "Opened", "Session", "Status"]
@@ -136,6 +136,7 @@ _NEW, _UNCHANGED, _WRITE = Status.NEW, Status.UNCHANGED, Event.WRITE
 _NOBODY = Client()
 _CLAIMS = "\0claims"
 _FLASH = "\0f:"
+_KEYS = "a key must be a str that does not begin with NUL and holds no lone surrogates"
 _PENDING: Any = Operation(Kind.SET)
 _DELETE = Operation(Kind.DELETE)
 
@@ -366,6 +367,10 @@ class Session(MutableMapping[str, Any]):
             return "<Session not loaded>"
         return f"<Session {self.sid} {self._status.name.lower()}>"
 
+    def __reduce__(self) -> Any:
+        # A copy would share what this request did, and each commit would write it.
+        raise TypeError("a session cannot be copied or pickled; dict(session) copies its values")
+
     # The mapping.
 
     @overload
@@ -395,12 +400,10 @@ class Session(MutableMapping[str, Any]):
             InvalidValue: a key or a type that cannot be stored. What lies deeper inside the value
                 is looked at when the request is committed, before anything is sent.
         """
-        if type(key) is not str or key[:1] == "\0":
+        if type(key) is not str or key[:1] == "\0" or not (key.isascii() or is_text(key)):
             if isinstance(key, type):
                 return self._set_state(key, value)
-            raise InvalidValue(
-                f"session[{key!r}]: a key must be a str that does not begin with NUL"
-            )
+            raise InvalidValue(f"session[{key!r}]: {_KEYS}")
         if type(value) not in codec.STORABLE:
             raise InvalidValue(
                 f"session[{key!r}] is a {type(value).__module__}.{type(value).__qualname__}; "
@@ -417,7 +420,7 @@ class Session(MutableMapping[str, Any]):
             self._cache.pop(key, None)
         else:
             name = key
-            if name not in self._index:
+            if name not in self._index or name[:1] == "\0":
                 raise KeyError(key)
         self._drop(name)
 
@@ -523,9 +526,15 @@ class Session(MutableMapping[str, Any]):
 
         Source: OWASP ASVS 5.0, 7.2.4; NIST SP 800-63B-4, section 5.2.
         """
-        if not isinstance(user, str) or not 0 < len(user) <= 255 or "\0" in user:
+        if (
+            not isinstance(user, str)
+            or not 0 < len(user) <= 255
+            or "\0" in user
+            or not is_text(user)
+        ):
             raise InvalidValue(
-                f"login({user!r}): a user is a str of 1 to 255 characters without NUL"
+                f"login({user!r}): a user is a str of 1 to 255 characters without NUL and "
+                "without lone surrogates"
             )
         if self._opened.previous:
             raise Conflict(
@@ -537,7 +546,7 @@ class Session(MutableMapping[str, Any]):
         work.head["user"] = user
         work.head["authenticated"] = self._env.clock()
         work.login = True
-        work.salt = self._env.entropy(16)
+        work.salt = drawn(self._env.entropy, 16)
         self._active = True
         if claims:
             self._put(_CLAIMS, claims)
@@ -686,7 +695,7 @@ class Session(MutableMapping[str, Any]):
             if last.kind == Kind.SET and type(cache[key]) not in codec.IMMUTABLE:
                 values[key] = last.value
             elif last.kind == Kind.STATE:
-                states[key].loaded = last.value[1]
+                states[key].loaded = states[key].before = last.value[1]
         self._begin(record, data)
         if active:
             # To be read again on the next use, if there is one.
@@ -735,7 +744,7 @@ class Session(MutableMapping[str, Any]):
         if record is not None and not work.salt:
             return record.salt
         if make and not work.salt:
-            work.salt = self._env.entropy(16)
+            work.salt = drawn(self._env.entropy, 16)
             self._status = TRANSITIONS[self._status, _WRITE]
         return work.salt
 
@@ -777,8 +786,12 @@ class Session(MutableMapping[str, Any]):
         self._status = TRANSITIONS[self._status, _WRITE]
 
     def _merge(self, key: str, kind: str, operand: Any) -> Any:
-        if type(key) is not str or (key[:1] == "\0" and not key.startswith(_FLASH)):
-            raise InvalidValue(f"{kind}({key!r}): a key must be a str that does not begin with NUL")
+        if (
+            type(key) is not str
+            or (key[:1] == "\0" and not key.startswith(_FLASH))
+            or not is_text(key)
+        ):
+            raise InvalidValue(f"session.{kind}({key!r}): {_KEYS}")
         depth = self._env.rules.max_depth
         # Now, since only now it is clear what is meant; the list or set is our own copy.
         codec.encode_value(operand, key=key, depth=depth)
@@ -832,13 +845,19 @@ class Session(MutableMapping[str, Any]):
 
     def _set_state(self, cls: type[Any], value: Any) -> None:
         info = describe(cls)
-        if not isinstance(value, cls):
+        if type(value) is not cls:
             raise InvalidValue(
-                f"session[{cls.__name__}] was set to a {type(value).__name__}; it must be one of "
-                "its class"
+                f"session[{cls.__name__}] was set to a {type(value).__name__}; it must be of "
+                "exactly that class"
             )
         packed = self._index.get(info.key)
         raw = None if packed is None else codec.segment(self._data, self._body, packed)
+        if raw is not None:
+            try:
+                info.version_of(raw)
+            except DamagedRecord as error:
+                self._give_up(error)
+                raw = None
         self._working().states[info.key] = _Held(info, value, raw, b"")
         self._cache[cls] = value
         self._status = TRANSITIONS[self._status, _WRITE]
@@ -927,7 +946,6 @@ class _Held:
         if mine == before or (before and not info.changed(before, mine)):
             return None
         info.check(self.value, mine)
-        self.before = mine
         return Operation(Kind.STATE, (self.loaded, mine, info.merge))
 
 

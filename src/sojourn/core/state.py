@@ -6,6 +6,7 @@ a pair (version, fields); fields come back as the class declares them.
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -109,7 +110,9 @@ class StateInfo(NamedTuple):
                 plain = upgrade(plain)
                 version += 1
             if self.model:
-                return self.cls.model_validate(plain)
+                # Not strict even where the model is: what it dumped comes as plain types, and
+                # `check` has seen that it comes back equal.
+                return self.cls.model_validate(plain, strict=False)
             return msgspec.convert(plain, self.cls, strict=False)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise DamagedRecord(
@@ -117,13 +120,29 @@ class StateInfo(NamedTuple):
                 "has changed, give it a new version and an upgrade"
             ) from error
 
+    def version_of(self, segment: bytes) -> int:
+        """Return the version that wrote a segment.
+
+        Raises:
+            NewerState: a newer one than this.
+            DamagedRecord: it is not of typed state.
+        """
+        return self._open(segment)[0]
+
     def check(self, value: Any, segment: bytes) -> None:
         """Make sure that a value comes back equal from its segment.
 
         Raises:
             InvalidValue: it does not; says which field, and what it would become.
         """
-        back = self.decode(segment)
+        try:
+            back = self.decode(segment)
+        except DamagedRecord as error:
+            # What the class itself would refuse, such as a str in a field declared as int.
+            raise InvalidValue(
+                f"session[{self.cls.__name__}] cannot be stored, since it would not come back: "
+                f"{error.__cause__ or error}"
+            ) from error
         for field in self.fields:
             mine, stored = getattr(value, field), getattr(back, field)
             if mine != stored and not (mine != mine and stored != stored):
@@ -134,7 +153,10 @@ class StateInfo(NamedTuple):
 
     def changed(self, loaded: bytes, mine: bytes) -> bool:
         """Tell whether any field differs, where the bytes do (a set has no order)."""
-        old, new = self.decode(loaded), self.decode(mine)
+        try:
+            old, new = self.decode(loaded), self.decode(mine)
+        except DamagedRecord:
+            return True  # `check` says what is wrong with it.
         return any(getattr(old, name) != getattr(new, name) for name in self.fields)
 
     def merge(self, loaded: bytes | None, theirs: bytes | None, mine: bytes) -> bytes:
@@ -156,7 +178,7 @@ class StateInfo(NamedTuple):
         value = self.decode(mine)
         for name, rule in self.fields.items():
             old, new, now = (getattr(one, name) for one in (base, value, other))
-            merged = now if new == old else new if now == old else _merge(rule, old, now, new)
+            merged = now if new == old else new if now == old else _merged(rule, old, now, new)
             # Frozen classes merge too: nobody else has seen this instance.
             if isinstance(value, msgspec.Struct):
                 msgspec.structs.force_setattr(value, name, merged)
@@ -232,7 +254,8 @@ def _describe(
     elif hasattr(cls, "__struct_fields__"):
         names = cls.__struct_fields__
     elif hasattr(cls, "__dataclass_fields__"):
-        names = cls.__dataclass_fields__
+        # Without the pseudo-fields ClassVar and InitVar.
+        names = [field.name for field in dataclasses.fields(cls)]
     elif hasattr(cls, "__attrs_attrs__"):
         names = [field.name for field in cls.__attrs_attrs__]
     else:
@@ -254,8 +277,17 @@ def _describe(
     return StateInfo(cls, name, version, upgrades, rules, model)
 
 
-def _merge(rule: MergeRule | None, old: Any, now: Any, new: Any) -> Any:
+def _merged(rule: MergeRule | None, old: Any, now: Any, new: Any) -> Any:
     """Return a field that both changed: `old` -> `now` in the store, `old` -> `new` here."""
+    try:
+        return _merge(rule, old, now, new)
+    except (TypeError, ArithmeticError):
+        # The rule does not fit what is there, such as None in an optional field: the later
+        # request wins, as with a plain set.
+        return new
+
+
+def _merge(rule: MergeRule | None, old: Any, now: Any, new: Any) -> Any:
     if rule is Add:
         return now + (new - old)
     if rule is Max:

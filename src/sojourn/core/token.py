@@ -21,6 +21,7 @@ __all__ = [
     "TOKEN_LENGTH",
     "Entropy",
     "Token",
+    "drawn",
     "hash_secret",
     "is_sid",
     "name_to_sid",
@@ -73,17 +74,29 @@ def is_sid(text: str) -> bool:
 
 def new_sid(entropy: Entropy) -> str:
     """Return a sid never used before."""
-    return _base64(entropy(16), 16)
+    return _base64(drawn(entropy, 16))
 
 
 def new_secret(entropy: Entropy) -> str:
     """Return a secret never used before."""
-    return _base64(entropy(32), 32)
+    return _base64(drawn(entropy, 32))
+
+
+def drawn(entropy: Entropy, size: int) -> bytes:
+    """Return that many random bytes; there is no weaker source to fall back to.
+
+    Raises:
+        ValueError: the source gave fewer or more.
+    """
+    raw = entropy(size)
+    if len(raw) != size:
+        raise ValueError(f"the random source gave {len(raw)} bytes; {size} were asked for")
+    return raw
 
 
 def name_to_sid(name: str) -> str:
     """Return the sid under which a flow keeps a record of its own (a `MARK`)."""
-    return _base64(sha256(name.encode("utf-8", "surrogatepass")).digest()[:16], 16)
+    return _base64(sha256(name.encode("utf-8", "surrogatepass")).digest()[:16])
 
 
 def hash_secret(secret: str) -> bytes:
@@ -94,7 +107,5 @@ def hash_secret(secret: str) -> bytes:
 same_hash = compare_digest
 
 
-def _base64(raw: bytes, length: int) -> str:
-    if len(raw) != length:
-        raise ValueError(f"the random source gave {len(raw)} bytes; {length} were asked for")
+def _base64(raw: bytes) -> str:
     return urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")

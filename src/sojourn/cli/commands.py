@@ -1,0 +1,19 @@
+"""The group of all commands; each command is a module of its own."""
+
+from __future__ import annotations
+
+import click
+
+from sojourn import __version__
+from sojourn.cli.demo.command import demo
+
+__all__ = ["cli"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sojourn")
+def cli() -> None:
+    """One session layer for every Python web framework."""
+
+
+cli.add_command(demo)

@@ -1,0 +1,1 @@
+"""The demo: a small site with durable sessions, `sojourn demo`."""

@@ -457,9 +457,14 @@ def test_due_holds_no_lock_for_long(store: DirectoryStore, monkeypatch: pytest.M
     """A sweep of many sessions of one folder lets others in between, and forgets none."""
     for index in range(100):
         store.create(new_record(NOW, sid=f"A{index:021d}", deadline=NOW + index / 100))
-    holds = []
+    holds: list[str] = []
     hold = store._locks.hold
-    monkeypatch.setattr(store._locks, "hold", lambda *args: holds.append(args[0]) or hold(*args))
+
+    def note(name: str) -> Any:
+        holds.append(name)
+        return hold(name)
+
+    monkeypatch.setattr(store._locks, "hold", note)
     monkeypatch.setattr(module, "_HOLD", 0.0)
 
     found = store.due(NOW + 60.0, 600.0)
@@ -538,7 +543,8 @@ def test_a_user_folder_that_vanishes_is_made_again(
     """A login loses no race against the end of the user's only other session."""
     other = new_record(NOW, user="alice")
     store.create(other)
-    made, lost = module._make_folder, []
+    made = module._make_folder
+    lost: list[str] = []
 
     def make_then_lose(path: str) -> None:
         made(path)
@@ -595,7 +601,7 @@ def test_windows_is_asked_again_while_a_reader_has_the_file(
             raise PermissionError(13, "The process cannot access the file")
         real(*args)
 
-    monkeypatch.setattr(module.os, "replace", busy)
+    monkeypatch.setattr(os, "replace", busy)
     assert store.replace(next_version(record), 1) is SAVED
     refusals = 1000
     with pytest.raises(StoreUnavailable):
@@ -673,7 +679,7 @@ def durable(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> list[str]
         synced.append(os.path.basename(os.path.dirname(path)) + "/" + os.path.basename(path))
         real(fd)
 
-    monkeypatch.setattr(module.os, "fsync", note)
+    monkeypatch.setattr(os, "fsync", note)
     return synced
 
 

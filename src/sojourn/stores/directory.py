@@ -604,7 +604,13 @@ class DirectoryStore:
         name = f"{period}-{shard}"
         path = os.path.join(self._due, name)
         try:
-            return _entries_of(_read_file(path))
+            entries = _entries_of(_read_file(path))
+            if not entries:
+                # Whoever made it was killed, or the disk was full, before an entry was whole.
+                with self._locks.hold(shard):
+                    if not _entries_of(_read_file(path)):
+                        _patient(os.unlink, path)
+            return entries
         except FileNotFoundError:
             return []
         except OSError as error:

@@ -155,6 +155,8 @@ class Mariadb(Dialect):
     selected = _ALL
     largest: int | None = None
     """The server's max_allowed_packet."""
+    growth = 1
+    """How many bytes a byte of data takes in a statement."""
 
     load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
     # Not INSERT IGNORE, which would also turn values that do not fit into others that do.
@@ -199,11 +201,9 @@ class Mariadb(Dialect):
     def check(self, record: Record) -> None:
         """As `Dialect.check`; MariaDB cuts the connection when a statement is too long."""
         super().check(record)
-        size = len(record.data)
+        size = len(record.data) * self.growth
         if size < _LARGE or self.largest is None:
             return
-        # As text, each of these is sent with a backslash before it.
-        size += sum(map(record.data.count, (b"\0", b"\n", b"\r", b"\x1a", b'"', b"'", b"\\")))
         if size + 65_536 > self.largest:
             raise InvalidValue(
                 f"a session of {len(record.data)} bytes makes a statement of about {size}, and "
@@ -322,6 +322,7 @@ class PackedMariadb(Mariadb):
     """The same for PyMySQL: a row has two columns, a JSON array and the data."""
 
     selected = _PACKED
+    growth = 2  # PyMySQL sends hexadecimal digits, older ones backslashes
     load = Statement(f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True)
 
     def record(self, row: Row) -> Record:
@@ -453,7 +454,7 @@ def from_url(url: str) -> MariadbStore:
                 read_timeout=timeout,
                 write_timeout=timeout,
             )
-        except (pymysql.err.Error, OSError) as error:
+        except (pymysql.Error, OSError) as error:
             raise _cannot_connect(arguments, error) from error
 
     return MariadbStore(connect, timeout=timeout, pool_size=settings.pool_size)
@@ -568,15 +569,15 @@ class _Connection:
         try:
             count = cursor.execute(statement.text, values or None)
             return (cursor.fetchall() if statement.rows else ()), count
-        except pymysql.err.IntegrityError as error:
+        except pymysql.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 return _TAKEN
             raise _unavailable(error, self._limit) from error
-        except (pymysql.err.Error, OSError) as error:
+        except (pymysql.Error, OSError) as error:
             raise _unavailable(error, self._limit) from error
 
     def close(self) -> None:
-        with contextlib.suppress(pymysql.err.Error, OSError):
+        with contextlib.suppress(pymysql.Error, OSError):
             self.raw.close()
 
 
@@ -593,7 +594,7 @@ class _OfEngine(_Connection):
         try:
             if not self.raw.get_autocommit():
                 self.raw.commit()
-        except (pymysql.err.Error, OSError) as error:
+        except (pymysql.Error, OSError) as error:
             self._proxy.invalidate()
             raise _unavailable(error, self._limit) from error
         self._proxy.close()

@@ -60,6 +60,7 @@ _CHECKPOINT_SECONDS = 0.025
 # How long `due` holds the write lock at most before it lets others write, and with how many rows.
 _CLAIM_SECONDS = 0.02
 _CLAIM_ROWS = 100
+_CLAIM_PAUSE = 0.002
 
 
 # Statements ---------------------------------------------------------------------------------------
@@ -662,6 +663,9 @@ class SqliteStore:
         claimed: list[Record] = []
         looked = 0
         while len(claimed) < limit and (looked < 4 * limit or not claimed):
+            if looked:
+                # Other processes look every few ms whether they may write.
+                time.sleep(_CLAIM_PAUSE)
             records, seen = self._write(_Connection.claim, now, lease, limit - len(claimed))
             if not seen:
                 break
@@ -774,11 +778,14 @@ class SqliteStore:
             # Not Thread.start, which waits for the thread: this may be an event loop. When the
             # interpreter is on its way out, the next process copies the log.
             with contextlib.suppress(RuntimeError):
-                _thread.start_new_thread(self._checkpoint, ())
+                _thread.start_new_thread(self._checkpoint, (idle,))
 
-    def _checkpoint(self) -> None:
-        """Copy the log into the file; whatever comes in between, the next one does it."""
-        if not self._checkpointing.acquire(blocking=False):
+    def _checkpoint(self, idle: builtins.list[_Connection]) -> None:
+        """Copy the log into the file, unless the store was closed since this was asked for.
+
+        Whatever comes in between, the next one does it.
+        """
+        if idle is not self._idle or not self._checkpointing.acquire(blocking=False):
             return
         try:
             method, patience = _Connection.checkpoint, self._busy_timeout

@@ -245,6 +245,7 @@ async def test_close_ends_the_threads_and_a_later_call_starts_others() -> None:
     """After `close` no thread is left; the store can be used again."""
     store = ThreadedStore(MemoryStore())
     await store.count()
+    held = store._pool  # or its threads would end for want of anybody who knows it
     await store.close()
     await store.close()
     names = [thread.name for thread in threading.enumerate()]
@@ -252,7 +253,7 @@ async def test_close_ends_the_threads_and_a_later_call_starts_others() -> None:
         if thread.name.startswith("sojourn-store"):
             thread.join(10)
 
-    assert not any(t.name.startswith("sojourn-store") for t in threading.enumerate()), names
+    assert not any(t.name.startswith("sojourn-store") for t in threading.enumerate()), (held, names)
     assert await store.count() == 0
     await store.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,7 +13,15 @@ from msgspec.structs import replace as changed
 
 from sojourn.core.calls import GONE, SAVED
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK
-from sojourn.testing import CHECKS, ContractBroken, ModelStore, check_store, run_check
+from sojourn.stores.memory import MemoryStore
+from sojourn.testing import (
+    CHECKS,
+    ContractBroken,
+    ModelStore,
+    acheck_store,
+    check_store,
+    run_check,
+)
 
 BROKEN: list[tuple[type[ModelStore], str]] = []
 
@@ -712,14 +722,36 @@ class WithoutALock(ModelStore):
         self.kept = self.Slow()
 
 
-for _race in (
+class AwaitsInBetween:
+    """Reads all that it has, awaits, and only then writes: what others wrote meanwhile is lost."""
+
+    promises = ModelStore.promises
+
+    def __init__(self):
+        self.kept = {}
+
+    def __getattr__(self, verb):
+        async def call(*arguments):
+            copy = ModelStore()
+            copy.kept = dict(self.kept)
+            answer = getattr(copy, verb)(*arguments)
+            await asyncio.sleep(0)
+            if copy.kept != self.kept and verb not in ("load", "list", "count"):
+                self.kept = copy.kept
+            return answer
+
+        return call
+
+
+RACES = (
     "racing_increments_are_all_kept",
     "one_create_wins",
     "one_touch_wins",
     "nothing_rises_after_logout",
     "one_sweep_claims_each",
     "claimed_or_extended",
-):
+)
+for _race in RACES:
     caught_by(_race)(WithoutALock)
 
 
@@ -735,6 +767,22 @@ class TestCatches:
         """The check that states what is broken fails, and says so in a sentence."""
         with pytest.raises(ContractBroken, match=f"1 of the checks.*\n- {name}: [A-Z`]"):
             check_store(broken, [self.by_name[name]])
+
+    @pytest.mark.parametrize("name", RACES)
+    def test_races_need_no_luck(self, name: str) -> None:
+        """A store that is right but for its lock is caught, though it waits nowhere."""
+        for _ in range(5):
+            store = MemoryStore()
+            store._lock = contextlib.nullcontext()  # type: ignore[assignment]
+            with pytest.raises((AssertionError, KeyError)):
+                run_check(self.by_name[name], store)
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("name", RACES)
+    async def test_races_of_tasks(self, name: str) -> None:
+        """An asynchronous store that awaits between looking and writing is caught."""
+        with pytest.raises(ContractBroken, match=name):
+            await acheck_store(lambda: AwaitsInBetween(), [self.by_name[name]])
 
     def test_every_check_catches_something(self) -> None:
         """No check is in the table that no store can fail."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,9 +109,8 @@ class ThreadedStore:
                 result = method(*args, **kwargs)
             except BaseException as error:
                 raised = error
-            # A loop that was closed meanwhile has nobody who waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, result, raised)
+            # Raises where the loop was closed meanwhile: then nobody waits, and nobody is told.
+            loop.call_soon_threadsafe(settle, result, raised)
 
         # Not loop.run_in_executor: cancelling its future takes back a call that still queues.
         self._executor().submit(work)

@@ -475,7 +475,7 @@ class TombstonesAreRenewed(ModelStore):
         return super().delete(sid, ended)
 
 
-@caught_by("delete_expires_no_later_than_told")
+@caught_by("delete_judges_no_deadline")
 class DeleteRefusesExpired(ModelStore):
     def delete(self, sid, ended=None):
         current = self.load(sid)

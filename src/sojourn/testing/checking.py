@@ -47,7 +47,8 @@ class Together(Call, frozen=True):
     """Run flows at the same time on one store; answers with what they returned, in their order.
 
     Threads on a blocking store, tasks on an asynchronous one. The first error of any of them is
-    raised when all have come to their end.
+    raised when all have come to their end. The threads are traced, to let them give way at any
+    line of the store; a debugger or a measure of coverage sees nothing of them.
     """
 
     flows: list[Any]

@@ -65,7 +65,7 @@ USERS = (
 
 
 def _given(record: Record) -> Flow[Record]:
-    """Create the record, or one that ended as its status says, and return what is there."""
+    """Create the record and return it."""
     expect_same((yield Create(record)), True, "create under a new sid")
     return record
 
@@ -734,7 +734,7 @@ def delete_of_a_tombstone_is_false() -> Flow[None]:
 
 
 @check
-def delete_expires_no_later_than_told() -> Flow[None]:
+def delete_judges_no_deadline() -> Flow[None]:
     """`delete` ends a record past its deadline like any other."""
     now = time.time()
     record = yield from _given(_over(now))
@@ -932,7 +932,7 @@ def due_survives_a_clock_that_runs_behind() -> Flow[None]:
 # list and count
 
 
-def _some_sids(now: float) -> list[str]:
+def _some_sids() -> list[str]:
     """Sids whose order tells code points from any alphabet's: - 0 9 A Z _ a z."""
     heads = ["-", "--", "-_", "0", "9", "A", "AA", "Aa", "Z", "_", "_-", "a", "aA", "aa", "z"]
     return [head + new_sid()[len(head) :] for head in heads]
@@ -942,7 +942,7 @@ def _some_sids(now: float) -> list[str]:
 def list_is_in_the_order_of_sids() -> Flow[None]:
     """`list` is ordered by code point of the sid, whatever the order of creation."""
     now = time.time()
-    records = [new_record(now, sid=sid) for sid in _some_sids(now)]
+    records = [new_record(now, sid=sid) for sid in _some_sids()]
     for record in records[::2] + records[1::2]:
         yield from _given(record)
     wanted = sorted(records, key=lambda record: record.sid)
@@ -953,7 +953,7 @@ def list_is_in_the_order_of_sids() -> Flow[None]:
 def list_goes_in_pages() -> Flow[None]:
     """A page begins behind `after`; one that is shorter than `limit` is the last."""
     now = time.time()
-    records = [new_record(now, sid=sid, user="alice") for sid in _some_sids(now)]
+    records = [new_record(now, sid=sid, user="alice") for sid in _some_sids()]
     for record in records:
         yield from _given(record)
         yield from _given(new_record(now, user="bob"))

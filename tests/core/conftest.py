@@ -19,6 +19,7 @@ from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock
 
 T = TypeVar("T")
+CLIENT = Client("192.0.2.1", "test")
 
 
 class World:
@@ -53,9 +54,7 @@ class World:
             self.calls.append(call)
             answer = yield call
 
-    def open(
-        self, *tokens: Token | None, client: Client = Client("192.0.2.1", "test")
-    ) -> Session:
+    def open(self, *tokens: Token | None, client: Client = CLIENT) -> Session:
         """Return the session of a request that came with those tokens; loaded on first use."""
         given = [token for token in tokens if token is not None]
         return Session(self.env, lambda: self.run(flows.open_session(given, self.env)), client)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sojourn.core import codec
-from sojourn.core.session import TRANSITIONS, Event, Session, Status
-from sojourn.errors import Conflict, CsrfError, InvalidValue
+from sojourn.core.session import Session
 
 # What counts as a use.
 
@@ -56,9 +51,7 @@ def test_every_use_extends(make_world: Any, use: Callable[[Session], Any]) -> No
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_no_write_within_the_touch_interval(
-    make_world: Any, use: Callable[[Session], Any]
-) -> None:
+def test_no_write_within_the_touch_interval(make_world: Any, use: Callable[[Session], Any]) -> None:
     """Within the touch interval a mere use writes nothing, except for an explicit `touch`."""
     world = make_world()
     token = world.visit(a=1)
@@ -94,7 +87,7 @@ LOOKS: dict[str, Callable[[Session], Any]] = {
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_looking_extends_nothing(make_world: Any, look: Callable[[Session], Any]) -> None:
-    """What tells about a session without using it, and all of `peek`, extends and writes nothing."""
+    """What tells about a session without using it, and all of `peek`, writes nothing."""
     world = make_world()
     token = world.visit(a=[1])
     before = world.record(token)
@@ -139,7 +132,7 @@ def test_a_use_after_a_peek_counts(world: Any) -> None:
     world.clock.advance(600)
     session = world.open(token)
 
-    session.peek["a"]  # noqa: B018
+    session.peek["a"]
     session["a"].append(2)
     world.commit(session)
 

@@ -81,7 +81,10 @@ _CRC = Layout("<I")
 _CRC_RESIDUE = 0x2144DF1C
 
 _encode = msgspec.msgpack.Encoder().encode
-_index_decode = msgspec.msgpack.Decoder(dict[str, int | None]).decode
+# The session puts None into the index it gets, for keys whose value is not in the data; the data
+# itself never holds one.
+_index_decode: Callable[[bytes], dict[str, int | None]]
+_index_decode = msgspec.msgpack.Decoder(dict[str, int]).decode  # type: ignore[assignment]
 
 
 def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:

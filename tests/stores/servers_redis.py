@@ -189,7 +189,7 @@ class Cluster:
 
     def primary_of(self, key: str) -> Server:
         """Return the node that serves a key now."""
-        slot = self.nodes[0].ask("CLUSTER", "KEYSLOT", key)
+        slot = redis.cluster.key_slot(key.encode())
         for low, high, (_, port, *_), *_ in self._ask_any("CLUSTER", "SLOTS"):
             if low <= slot <= high:
                 return next(node for node in self.nodes if node.port == port)
@@ -197,7 +197,7 @@ class Cluster:
 
     def _ask_any(self, *command: str) -> Any:
         for node in self.nodes:
-            with contextlib.suppress(redis.ConnectionError):
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
                 return node.ask(*command)
         raise AssertionError("no node runs")
 

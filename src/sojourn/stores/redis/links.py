@@ -30,6 +30,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.sentinel import MasterNotFoundError
 
 from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.stores.redis.layout import damaged
@@ -78,7 +79,7 @@ def _sentinels(target: Target, settings: Settings, options: dict[str, Any]) -> d
 
     They get a quarter of the time, so that one that hangs leaves time to ask the next.
     """
-    kept = ("socket_keepalive", "socket_keepalive_options", "protocol", "retry")
+    kept = ("socket_keepalive", "socket_keepalive_options", "protocol", "retry", "driver_info")
     chosen = {
         name: value for name, value in options.items() if name in kept or name.startswith("ssl_")
     }
@@ -322,6 +323,11 @@ def translated(error: BaseException, sid: str, where: str, seconds: float) -> So
     if isinstance(error, MovedError):
         return StoreUnavailable(
             f"{where} is a node of a cluster; give its address as redis+cluster://host:port"
+        )
+    if isinstance(error, MasterNotFoundError):
+        return StoreUnavailable(
+            f"{where}: no sentinel names a primary; one may be about to take over, or none of the "
+            "sentinels is up or knows that service"
         )
     if "READONLY" in text:
         return StoreUnavailable(f"{where} has become a replica: {text}", transient=True)

@@ -71,7 +71,10 @@ class StoreTable(SphinxDirective):
         rows = []
         for module, name, url in STORES:
             store: Any = getattr(importlib.import_module(f"sojourn.stores.{module}"), name)
-            promises = store.promises
+            promises = getattr(store, "promises", None)
+            if promises is None:
+                # They depend on its settings: those of the default, which opens no file yet.
+                promises = store("sessions").promises
             rows.append(
                 [
                     url,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sojourn.errors import SessionEnded as SessionEnded
     from sojourn.errors import SojournError as SojournError
     from sojourn.errors import StoreUnavailable as StoreUnavailable
+    from sojourn.errors import TooManySessions as TooManySessions
     from sojourn.manager import Committed as Committed
     from sojourn.manager import SessionManager as SessionManager
     from sojourn.stores import open_async_store as open_async_store
@@ -66,6 +67,7 @@ _WHERE = {
         "SessionEnded",
         "SojournError",
         "StoreUnavailable",
+        "TooManySessions",
     ),
     "manager": ("Committed", "SessionManager"),
     "stores": ("open_async_store", "open_store"),

@@ -15,6 +15,7 @@ __all__ = [
     "SessionEnded",
     "SojournError",
     "StoreUnavailable",
+    "TooManySessions",
 ]
 
 
@@ -61,6 +62,10 @@ class InvalidValue(SojournError, ValueError):
 
 class NewerState(SojournError):
     """Typed state that newer code wrote; this code leaves it untouched, byte for byte."""
+
+
+class TooManySessions(SojournError):
+    """A user has as many sessions as the rules allow, and they refuse another one."""
 
 
 class CsrfError(SojournError):

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sojourn.core import flows
+import msgspec
+
+from sojourn.core import ending, flows
 from sojourn.core.calls import Count, Flow
 from sojourn.core.cookie import CookieSettings, find, only_token, tokens_in
+from sojourn.core.ending import Swept
 from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
 from sojourn.core.sealing import Sealer
 from sojourn.core.session import Opened, Session
 from sojourn.core.token import Entropy, is_sid
+from sojourn.devices import Device
 from sojourn.drivers import arun, run
-from sojourn.errors import ConfigurationError, DamagedRecord, StoreUnavailable
+from sojourn.errors import ConfigurationError, Conflict, DamagedRecord, StoreUnavailable
+from sojourn.handlers import ADesk, Desk, Handler, Handlers
 from sojourn.stores import open_async_store, open_store
 from sojourn.stores.base import AsyncStore, Store
+from sojourn.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from sojourn.stores.cookie import CookieJar, CookieStore
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Committed", "SessionManager"]
 
 T = TypeVar("T")
+H = TypeVar("H", bound=Handler)
 Committed = flows.Committed
 
 log = logging.getLogger("sojourn")
@@ -75,6 +83,9 @@ class SessionManager:
         max_bytes: int = 1024 * 1024,
         max_keys: int = 1000,
         max_depth: int = 64,
+        max_sessions: int | None = None,
+        on_too_many: str = "end-oldest",
+        on_theft: str = "log",
         on_conflict: str = "last",
         on_store_error: str = "raise",
         commit_on_error: bool = False,
@@ -102,6 +113,12 @@ class SessionManager:
             tombstone: how long the reason of an ended session is kept; None: not at all.
             seal_keys: keys that the data is sealed with at rest, newest first; see `Sealer`.
             max_bytes, max_keys, max_depth: of the values of one session.
+            max_sessions: how many sessions a user may have; None: any number.
+            on_too_many: what a login above that number does: "end-oldest" (the session seen
+                longest ago ends, reason "replaced") or "deny" (it fails with `TooManySessions`).
+            on_theft: what a use of a renewed cookie after its grace brings: "log", "end" (the
+                session, reason "theft") or "end-user" (all sessions of its user). It may be a
+                thief, or the visitor from whom a thief renewed the cookie.
             on_conflict: "last": where two requests set the same key at once, the last commit
                 wins; "raise": the later one fails with `Conflict`.
             on_store_error: "raise": a request that needs the store gets `StoreUnavailable` (a
@@ -152,10 +169,16 @@ class SessionManager:
                 faults.append(f"{name} is {number!r}; it must be an int above 0")
         if type(max_depth) is int and max_depth > 200:
             faults.append(f"max_depth is {max_depth}; it must be 200 at most")
-        if on_conflict not in ("last", "raise"):
-            faults.append(f"on_conflict is {on_conflict!r}; it must be 'last' or 'raise'")
-        if on_store_error not in ("raise", "continue"):
-            faults.append(f"on_store_error is {on_store_error!r}; it must be 'raise' or 'continue'")
+        if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
+            faults.append(f"max_sessions is {max_sessions!r}; it must be an int above 0, or None")
+        for name, choice, allowed in (
+            ("on_too_many", on_too_many, ("end-oldest", "deny")),
+            ("on_theft", on_theft, ("log", "end", "end-user")),
+            ("on_conflict", on_conflict, ("last", "raise")),
+            ("on_store_error", on_store_error, ("raise", "continue")),
+        ):
+            if choice not in allowed:
+                faults.append(f"{name} is {choice!r}; it must be {' or '.join(map(repr, allowed))}")
         sealer = checked(lambda: Sealer(seal_keys)) if seal_keys else None
         cookie = checked(
             lambda: CookieSettings(
@@ -184,15 +207,21 @@ class SessionManager:
                 max_keys=max_keys,
                 max_depth=max_depth,
                 keep_conflicts=on_conflict == "last",
+                max_sessions=max_sessions,
+                deny_new=on_too_many == "deny",
+                on_theft=on_theft,
                 sealer=sealer,
             ),
             clock,
             entropy,
         )
+        self._handlers: Handlers | None = None
         self._given = store
         self._carried = (
             store.startswith("cookie:") if isinstance(store, str) else hasattr(store, "jar")
         )
+        # Which sweeper this is; its lock is its own.
+        self._name = entropy(12).hex()
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._astore: AsyncStore | None = None
@@ -253,11 +282,13 @@ class SessionManager:
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow on the store, blocking."""
-        return run(flow, self.store)
+        handlers = self._handlers
+        return run(flow, self.store if handlers is None else Desk(self.store, handlers))
 
     async def arun(self, flow: Flow[T]) -> T:
         """Run a flow on the store, on the event loop."""
-        return await arun(flow, self.astore)
+        handlers = self._handlers
+        return await arun(flow, self.astore if handlers is None else ADesk(self.astore, handlers))
 
     def close(self) -> None:
         """Close the blocking store."""
@@ -357,7 +388,7 @@ class SessionManager:
         if self._carried:
             return self._commit_carried(session)
         try:
-            done = await _finish(arun(flows.commit(session, self._env), self.astore))
+            done = await _finish(self.arun(flows.commit(session, self._env)))
         except StoreUnavailable as error:
             done = self._uncommitted(error)
         self._note(done)
@@ -389,17 +420,114 @@ class SessionManager:
         self._note(done)
         return done
 
+    # Events.
+
+    def on_created(self, handler: H) -> H:
+        """Register a handler that is called with each session that was made: `handler(session)`.
+
+        It runs in the request, after the commit. Like all handlers it may be blocking or a
+        coroutine function; what it raises is logged and harms nobody.
+        """
+        return self._register("created", handler)
+
+    def on_renewed(self, handler: H) -> H:
+        """Register a handler that is called with each session that got a new secret."""
+        return self._register("renewed", handler)
+
+    def on_suspicious(self, handler: H) -> H:
+        """Register a handler for uses of a renewed cookie after its grace: `handler(session)`."""
+        return self._register("suspicious", handler)
+
+    def on_ended(self, handler: H) -> H:
+        """Register a handler of the end of sessions: `handler(session, reason)`.
+
+        It is called for whatever reason a session ends; `session` is as it was at its end, to be
+        read, and over before the first handler runs. Of a session that was ended in a request the
+        handlers run after that commit; of one whose time is over, in a sweep (`sweeper`).
+
+        Each handler runs **at least once**, also when the process that began with it dies: the
+        session is deleted only when all its handlers have run, and until then another sweep
+        comes back to it. So a handler can run twice; `session.sid` never names two sessions and
+        serves as the key to notice that. One that raises runs again later, together with the
+        others of that session: after one lease, then twice as long each time; after ten attempts
+        the session is set aside (`set_aside`).
+        """
+        return self._register("ended", handler)
+
+    def on_ended_in_transaction(self, handler: H) -> H:
+        """Register `handler(session, reason, connection)`: exactly once, in the store's database.
+
+        What it writes through the connection (a DBAPI cursor's parent, or apsw's) becomes true
+        in the same transaction that deletes the session, or neither does. For the SQL stores.
+        """
+        return self._register("ended in transaction", handler)
+
+    def _register(self, event: str, handler: H) -> H:
+        if self._handlers is None:
+            self._handlers = Handlers()
+        self._handlers.add(event, handler)
+        rules = msgspec.structs.replace(
+            self._env.rules, handlers=self._env.rules.handlers | {event}
+        )
+        self._env = self._env._replace(rules=rules)
+        return handler
+
+    # Sweeping.
+
+    def sweep(self) -> Swept:
+        """End all sessions whose time is over, and run their handlers; blocking."""
+        return self._swept(self.run(ending.sweep(self._env, self._name, self._page())))
+
+    async def asweep(self) -> Swept:
+        """As `sweep`."""
+        return self._swept(await self.arun(ending.sweep(self._env, self._name, self._page())))
+
+    def sweeper(self, every: timedelta | float = 60.0) -> Sweeper:
+        """Return what sweeps again and again: as a thread (`start`) or a task (`run`)."""
+        return Sweeper(self, every)
+
+    def set_aside(self) -> list[Record]:
+        """Return the sessions whose handlers failed too often, for an operator to look at."""
+        return self.run(ending.set_aside(self._env))
+
+    async def aset_aside(self) -> list[Record]:
+        """As `set_aside`."""
+        return await self.arun(ending.set_aside(self._env))
+
+    def retry(self, sid: str) -> bool:
+        """Run the handlers of a session's end again; whether all of them ran."""
+        return self.run(ending.retry(_sid(sid), self._env))
+
+    async def aretry(self, sid: str) -> bool:
+        """As `retry`."""
+        return await self.arun(ending.retry(_sid(sid), self._env))
+
+    def _page(self) -> int:
+        # Handlers take their time: claim few at once, so that a lease is enough for them.
+        return 10 if self._handlers is not None else 100
+
+    def _swept(self, done: Swept) -> Swept:
+        self.counters["swept"] += done.ended
+        if done.failed:
+            log.error(
+                "handlers of the end of %d sessions failed and will run again; %d of these were "
+                "set aside for an operator",
+                done.failed,
+                done.set_aside,
+            )
+        return done
+
     # Users and operators.
 
     def end(self, sid: str, reason: str = "operator") -> bool:
         """End one session for good; returns whether this call did it."""
-        done = self.run(flows.end(_sid(sid), reason, self._env))
+        done = self.run(ending.end(_sid(sid), reason, self._env))
         self.counters["ended"] += done
         return done
 
     async def aend(self, sid: str, reason: str = "operator") -> bool:
         """As `end`."""
-        done = await self.arun(flows.end(_sid(sid), reason, self._env))
+        done = await self.arun(ending.end(_sid(sid), reason, self._env))
         self.counters["ended"] += done
         return done
 
@@ -408,7 +536,7 @@ class SessionManager:
 
         A login that is in flight does not survive it either.
         """
-        ended = self.run(flows.end_all_of(user, keep, reason, self._env))
+        ended = self.run(ending.end_all_of(user, keep, reason, self._env))
         self.counters["ended"] += len(ended)
         return ended
 
@@ -416,25 +544,93 @@ class SessionManager:
         self, user: str, *, keep: str | None = None, reason: str = "user"
     ) -> list[str]:
         """As `end_all`."""
-        ended = await self.arun(flows.end_all_of(user, keep, reason, self._env))
+        ended = await self.arun(ending.end_all_of(user, keep, reason, self._env))
         self.counters["ended"] += len(ended)
         return ended
 
-    def of_user(self, user: str) -> list[Record]:
-        """Return the live sessions of a user, as records, the one seen last first."""
-        return self.run(flows.records_of(user, self._env))
+    def of_user(self, user: str, *, current: str | None = None) -> list[Device]:
+        """Return the live sessions of a user, the one seen last first.
 
-    async def aof_user(self, user: str) -> list[Record]:
+        Args:
+            user: whose.
+            current: the sid of the request's own session, to be marked as such.
+        """
+        records = self.run(ending.records_of(user, self._env))
+        return [Device(record, record.sid == current) for record in records]
+
+    async def aof_user(self, user: str, *, current: str | None = None) -> list[Device]:
         """As `of_user`."""
-        return await self.arun(flows.records_of(user, self._env))
+        records = await self.arun(ending.records_of(user, self._env))
+        return [Device(record, record.sid == current) for record in records]
 
     def count(self, user: str | None = None) -> int:
         """Return how many sessions there are, also those past their deadline and not yet swept."""
-        return self.store.count(user)
+        return self.run(_count(user))
 
     async def acount(self, user: str | None = None) -> int:
         """As `count`."""
         return await self.arun(_count(user))
+
+    # One at a time.
+
+    @contextlib.contextmanager
+    def exclusive(
+        self, session: Session, *, wait: float = 10.0, lease: float = 30.0
+    ) -> Iterator[Session]:
+        """Read, decide and write with no other `exclusive` of the same session in between.
+
+        What was done to the session so far is committed first, and the session is read anew; it
+        is committed again at the end, before the lock is given back. Requests that do not ask for
+        the lock are not held up; what they change is merged as always.
+
+        Args:
+            session: a session that is in the store already; a new one needs no lock.
+            wait: how many seconds to wait for the lock at most.
+            lease: after how many seconds the lock ends by itself, should this process die.
+
+        Raises:
+            Conflict: the lock was not to be had in that time, or its lease ran out meanwhile.
+            SessionEnded: the session ended while waiting for it.
+        """
+        owner = self._begin_exclusive(session)
+        self.commit(session)
+        name = session.sid
+        if not self.run(ending.acquire(name, owner, lease, self._env, wait)):
+            raise _locked(name, wait)
+        try:
+            self.run(flows.refresh(session, self._env))
+            yield session
+            if not self.run(ending.acquire(name, owner, lease, self._env)):
+                raise _lost(name, lease)
+            self.commit(session)
+        finally:
+            self.run(ending.release(name, owner, self._env))
+
+    @contextlib.asynccontextmanager
+    async def aexclusive(
+        self, session: Session, *, wait: float = 10.0, lease: float = 30.0
+    ) -> AsyncIterator[Session]:
+        """As `exclusive`."""
+        owner = self._begin_exclusive(session)
+        await self.acommit(session)
+        name = session.sid
+        if not await self.arun(ending.acquire(name, owner, lease, self._env, wait)):
+            raise _locked(name, wait)
+        try:
+            await self.arun(flows.refresh(session, self._env))
+            yield session
+            if not await self.arun(ending.acquire(name, owner, lease, self._env)):
+                raise _lost(name, lease)
+            await self.acommit(session)
+        finally:
+            await _finish(self.arun(ending.release(name, owner, self._env)))
+
+    def _begin_exclusive(self, session: Session) -> str:
+        if session.is_new:
+            raise Conflict(
+                "exclusive() is for a session that is in the store; commit this new one first"
+            )
+        return self._env.entropy(12).hex()
 
     # Inside.
 
@@ -492,6 +688,19 @@ async def _finish(awaitable: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             await asyncio.wait([task])
         raise
+
+
+def _locked(name: str, wait: float) -> Conflict:
+    return Conflict(
+        f"another request has held the lock of session {name} for {wait:g} s; try again"
+    )
+
+
+def _lost(name: str, lease: float) -> Conflict:
+    return Conflict(
+        f"the lock of session {name} ran out after {lease:g} s, and what was done under it is not "
+        "kept; give exclusive() a longer lease"
+    )
 
 
 def _count(user: str | None) -> Flow[int]:

@@ -16,6 +16,7 @@ from sojourn.core.record import Ended, Record
 __all__ = [
     "GONE",
     "SAVED",
+    "Bury",
     "Call",
     "Count",
     "Create",
@@ -27,6 +28,7 @@ __all__ = [
     "Outcome",
     "Pause",
     "Replace",
+    "Tell",
     "Touch",
 ]
 
@@ -153,6 +155,30 @@ class Count(Call, frozen=True, gc=False):
     def on(self, store: Any) -> Any:
         """Make the call."""
         return store.count(self.user, self.status)
+
+
+class Tell(Call, frozen=True):
+    """Not a store's verb: run the handlers of an event; the names of those that failed."""
+
+    event: str
+    session: Any
+    reason: str
+
+    def on(self, store: Any) -> Any:
+        """Run them; what a manager hands to its driver as the store knows them."""
+        return store.tell(self.event, self.session, self.reason)
+
+
+class Bury(Call, frozen=True):
+    """`delete` with `ENDED`, in one transaction with the handlers that asked for that."""
+
+    ended: Ended
+    session: Any
+    reason: str
+
+    def on(self, store: Any) -> Any:
+        """Do both or neither; whether this call did it."""
+        return store.bury(self.ended, self.session, self.reason)
 
 
 class Pause(Call, frozen=True, gc=False):

@@ -10,37 +10,35 @@ from typing import Any
 
 import msgspec
 
-from sojourn.core import codec
+from sojourn.core import codec, ending
 from sojourn.core.calls import (
     GONE,
     SAVED,
     Create,
-    Delete,
     Flow,
-    List,
     Load,
     Outcome,
     Pause,
     Replace,
+    Tell,
     Touch,
 )
+from sojourn.core.ending import unseal
 from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of
 from sojourn.core.operations import Changes, Segments, apply, overwritten
-from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.core.record import LIVE, MARK, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import EndedBefore, Opened, Session, Status
-from sojourn.core.token import Token, drawn, hash_secret, name_to_sid, new_secret, same_hash
-from sojourn.errors import Conflict, DamagedRecord, InvalidValue
+from sojourn.core.token import Token, drawn, hash_secret, new_secret, same_hash
+from sojourn.errors import Conflict, DamagedRecord, InvalidValue, SessionEnded
 
 __all__ = [
     "Committed",
     "commit",
-    "end",
-    "end_all_of",
+    "judge",
     "max_age_of",
     "open_session",
-    "records_of",
-    "unseal",
+    "refresh",
 ]
 
 # Looked up once: an enumeration's members are slow to reach.
@@ -50,7 +48,6 @@ _TOUCHED, _RENEWED = Status.TOUCHED, Status.RENEWED
 _TRIES = 200
 """Compare-and-swap that fails this often means that something is wrong, not busy."""
 _COMMITS = 4
-_MARK_TIME = 7 * 86400.0
 
 
 class Committed(msgspec.Struct):
@@ -113,6 +110,18 @@ def open_session(tokens: Iterable[Token], env: Environment) -> Flow[Opened]:
     return Opened(now, notes=notes)
 
 
+def refresh(session: Session, env: Environment) -> Flow[None]:
+    """Read a session anew that was just committed.
+
+    Raises:
+        SessionEnded: it has ended.
+    """
+    record: Record | None = yield Load(session.sid)
+    if record is None or record.status != LIVE or env.clock() >= record.deadline:
+        raise SessionEnded(f"session {session.sid} ended while its lock was waited for")
+    session._reread(record, unseal(record, env))
+
+
 def judge(record: Record | None, token: Token, now: float, env: Environment) -> Opened:
     """Decide what a token opens.
 
@@ -145,16 +154,6 @@ def _over(record: Record, now: float) -> Opened:
     return Opened(now, ended_before=EndedBefore(expired_reason(record), at))
 
 
-def unseal(record: Record, env: Environment) -> bytes:
-    """Return the data of a record as it was before sealing.
-
-    Raises:
-        DamagedRecord: a broken seal, an unknown key, or sealed data and no keys.
-    """
-    sealer = env.rules.sealer
-    return record.data if sealer is None else sealer.open(record.data, record.sid.encode())
-
-
 def _seal(data: bytes, sid: str, env: Environment) -> bytes:
     sealer = env.rules.sealer
     return data if sealer is None else sealer.seal(data, sid.encode(), env.entropy)
@@ -179,6 +178,10 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         return done
     work = session._working()
     done.events.extend(work.notes)
+    for event, sid, _ in work.notes:
+        if event == "suspicious":
+            ended = yield from ending.suspected(sid, env)
+            done.events.extend(("ended", one, "theft") for one in ended)
     work.notes.clear()
     changes = session._collect()
     status = session._status
@@ -191,7 +194,7 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
     prepared = _prepare(session, changes, env) if status is _STARTED else None
     while work.ends:
         sid, reason = work.ends[0]
-        done.wrote |= yield from end(sid, reason, env)
+        done.wrote |= yield from ending.end(sid, reason, env)
         done.cleared = True
         done.events.append(("ended", sid, reason))
         work.ends.pop(0)
@@ -252,7 +255,7 @@ def _create(
         agent=_shown(client.agent, 400),
         commits=commit_id,
     )
-    epoch = (yield from _epoch(record.user)) if work.login else 0
+    epoch = (yield from _begin_login(session, env)) if work.login else 0
     if not (yield Create(record)):
         # The sid is random: what lies there is our own first try, whose answer got lost.
         there: Record | None = yield Load(sid)
@@ -268,8 +271,10 @@ def _create(
     done.events.append(("created", sid, ""))
     session._saved(record, data, changes)
     session._opened = msgspec.structs.replace(session._opened, token=done.token)
-    if work.login:
-        yield from _confirm_login(session, record, epoch, done, env)
+    if work.login and not (yield from _confirm_login(session, record, epoch, done, env)):
+        return
+    if "created" in env.rules.handlers:
+        yield Tell("created", session, "")
 
 
 def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
@@ -301,7 +306,7 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     renewing = session._status is _RENEWED
     work = session._working()
     login = work.login
-    epoch = (yield from _epoch(work.head["user"])) if login else 0
+    epoch = (yield from _begin_login(session, env)) if login else 0
     commit_id = drawn(env.entropy, 8)
     secret = new_secret(env.entropy) if renewing else ""
     current, data, before = loaded, session._data, codec.split(session._data)
@@ -362,8 +367,10 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
         done.max_age = _max_age(record, record.seen)
     session._saved(record, new_data, changes)
     session._opened = msgspec.structs.replace(session._opened, token=token)
-    if login:
-        yield from _confirm_login(session, record, epoch, done, env)
+    if login and not (yield from _confirm_login(session, record, epoch, done, env)):
+        return
+    if secret and "renewed" in env.rules.handlers:
+        yield Tell("renewed", session, "login" if login else "")
 
 
 def _next(
@@ -443,101 +450,27 @@ def _check_size(segments: Segments, size: int, env: Environment) -> None:
         )
 
 
-# Ending.
+# Logging in.
 
 
-def end(sid: str, reason: str, env: Environment) -> Flow[bool]:
-    """End one session for good; returns whether this call did it."""
-    now, rules = env.clock(), env.rules
-    if rules.handlers:
-        ended: Ended | None = Ended(ENDING, reason, now, now + rules.lease)
-    elif rules.tombstone:
-        ended = Ended(ENDED, reason, now, now + rules.tombstone)
-    else:
-        ended = None
-    return (yield Delete(sid, ended))  # type: ignore[no-any-return]
-
-
-def records_of(user: str, env: Environment) -> Flow[list[Record]]:
-    """Return the live records of a user, the one seen last first."""
-    now, after = env.clock(), ""
-    found: list[Record] = []
-    while True:
-        page: list[Record] = yield List(user, LIVE, after, 100)
-        found.extend(record for record in page if now < record.deadline)
-        if len(page) < 100:
-            break
-        after = page[-1].sid
-    return sorted(found, key=lambda record: -record.seen)
-
-
-def end_all_of(user: str, keep: str | None, reason: str, env: Environment) -> Flow[list[str]]:
-    """End all sessions of a user but one; returns the sids of those that this call ended.
-
-    A login that is in flight does not survive it: this raises the user's mark first and looks for
-    sessions then; a login writes its session first and looks at the mark then. So one of the two
-    sees the other.
-    """
-    yield from _raise_epoch(user, env)
-    ended = []
-    after = ""
-    while True:
-        page: list[Record] = yield List(user, LIVE, after, 100)
-        for record in page:
-            if record.sid != keep and (yield from end(record.sid, reason, env)):
-                ended.append(record.sid)
-        if len(page) < 100:
-            return ended
-        after = page[-1].sid
-
-
-def _mark_of(user: str) -> str:
-    return name_to_sid("user:" + user)
-
-
-def _epoch(user: str | None) -> Flow[int]:
-    assert user is not None
-    mark = yield from _mark(_mark_of(user))
-    return 0 if mark is None else mark.generation
-
-
-def _mark(sid: str) -> Flow[Record | None]:
-    """Load a user's mark; a damaged one makes way for a new one, which is greater than it was."""
-    try:
-        return (yield Load(sid))  # type: ignore[no-any-return]
-    except DamagedRecord:
-        yield Delete(sid)
-        return None
-
-
-def _raise_epoch(user: str, env: Environment) -> Flow[None]:
-    sid, now = _mark_of(user), env.clock()
-    while True:
-        mark = yield from _mark(sid)
-        if mark is None:
-            # From the clock, so that a mark that was swept is never counted from 0 again.
-            new = Record(sid, b"", 1, now, now, now + _MARK_TIME, None, _MARK_TIME, b"")
-            new = msgspec.structs.replace(new, status=MARK, generation=max(1, int(now * 1000)))
-            if (yield Create(new)):
-                return
-        else:
-            new = msgspec.structs.replace(
-                mark,
-                version=mark.version + 1,
-                generation=max(mark.generation + 1, int(now * 1000)),
-                seen=now,
-                deadline=max(mark.deadline, now + _MARK_TIME),
-            )
-            if (yield Replace(new, mark.version)) is SAVED:
-                return
+def _begin_login(session: Session, env: Environment) -> Flow[int]:
+    """Take a place for a login; returns what the user's mark says before anything is written."""
+    user: str = session._working().head["user"]
+    epoch = yield from ending.epoch_of(user)
+    for sid in (yield from ending.reserve(user, session.sid, env)):
+        yield from ending.end(sid, "replaced", env)
+    return epoch
 
 
 def _confirm_login(
     session: Session, record: Record, epoch: int, done: Committed, env: Environment
-) -> Flow[None]:
-    if (yield from _epoch(record.user)) == epoch:
-        return
-    yield from end(record.sid, "operator", env)
+) -> Flow[bool]:
+    """Look at the user's mark again: what was ended before it was written ends now."""
+    assert record.user is not None
+    if (yield from ending.stands(record.user, record.sid, epoch, env)):
+        return True
+    yield from ending.end(record.sid, "replaced", env)
     done.token, done.cleared, done.dropped = None, True, "gone"
-    done.events.append(("dropped", record.sid, "all sessions of the user were ended meanwhile"))
+    done.events.append(("dropped", record.sid, "the user's sessions were ended meanwhile"))
     session._restart()
+    return False

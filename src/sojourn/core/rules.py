@@ -25,8 +25,14 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         max_bytes, max_keys, max_depth: of the values of one session.
         keep_conflicts: whether the last commit wins where two requests set the same key; else
             the later one fails with `Conflict`.
-        handlers: whether any handler of a session's end is registered, so that its data is kept
-            until they ran.
+        handlers: the events that handlers are registered for: created, renewed, ended,
+            "ended in transaction", suspicious.
+        max_attempts: how often the handlers of one session's end are tried before it is set aside.
+        max_sessions: how many sessions a user may have; None: any number.
+        deny_new: whether a login above that number is refused; else the session seen longest ago
+            ends.
+        on_theft: what a late use of a renewed cookie brings: "log", "end" (the session),
+            "end-user" (all sessions of its user).
         sealer: what seals the data at rest; None: nothing does.
     """
 
@@ -40,7 +46,11 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     max_keys: int = 1000
     max_depth: int = 64
     keep_conflicts: bool = True
-    handlers: bool = False
+    handlers: frozenset[str] = frozenset()
+    max_attempts: int = 10
+    max_sessions: int | None = None
+    deny_new: bool = False
+    on_theft: str = "log"
     sealer: Sealer | None = None
 
 

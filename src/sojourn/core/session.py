@@ -708,6 +708,14 @@ class Session(MutableMapping[str, Any]):
             self._cache.update(cache)
         self._active = active
 
+    def _reread(self, record: Record, data: bytes) -> None:
+        """Stand for the record as it is now; what was handed out before is watched no more."""
+        active = self._active
+        self._begin(record, data)
+        if active:
+            del self._index, self._cache
+        self._active = active
+
     # Inside.
 
     def _value(self, name: str) -> Any:

@@ -1,0 +1,439 @@
+"""How sessions end: one, all of a user, and those whose time is over; users' marks; locks.
+
+Like all flows these are generators of calls. What needs more than one record at once rests on
+marks: records that are no sessions, changed by compare-and-swap like any other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sojourn.core.calls import (
+    SAVED,
+    Bury,
+    Create,
+    Delete,
+    Due,
+    Flow,
+    List,
+    Load,
+    Pause,
+    Replace,
+    Tell,
+)
+from sojourn.core.expiry import expired_reason
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.core.rules import Environment
+from sojourn.core.session import Opened, Session
+from sojourn.core.token import name_to_sid
+from sojourn.errors import DamagedRecord, TooManySessions
+
+__all__ = [
+    "Swept",
+    "acquire",
+    "end",
+    "end_all_of",
+    "epoch_of",
+    "records_of",
+    "release",
+    "reserve",
+    "retry",
+    "set_aside",
+    "stands",
+    "suspected",
+    "sweep",
+    "unseal",
+]
+
+_MARK_TIME = 7 * 86400.0
+_SET_ASIDE = 100 * 365 * 86400.0
+"""When what is set aside would be due: not in this life, but a number that every store can keep."""
+_RESERVED = 60.0
+"""How long a login that is under way keeps its place among its user's sessions."""
+_PAGE = 100
+
+
+class Swept(msgspec.Struct):
+    """What a sweep did.
+
+    Attributes:
+        ended: sessions that are over and whose handlers, if any, have run.
+        failed: sessions one of whose handlers failed; they come again later.
+        set_aside: of these, those that failed too often and wait for an operator.
+        busy: another sweeper is at work, and this one did nothing.
+    """
+
+    ended: int = 0
+    failed: int = 0
+    set_aside: int = 0
+    busy: bool = False
+
+
+def unseal(record: Record, env: Environment) -> bytes:
+    """Return the data of a record as it was before sealing.
+
+    Raises:
+        DamagedRecord: a broken seal, an unknown key, or sealed data and no keys.
+    """
+    sealer = env.rules.sealer
+    return record.data if sealer is None else sealer.open(record.data, record.sid.encode())
+
+
+# One session.
+
+
+def end(sid: str, reason: str, env: Environment) -> Flow[bool]:
+    """End one session for good, then run the handlers of its end; whether this call ended it.
+
+    It is over before the first handler runs, whatever the handlers do.
+    """
+    now, rules = env.clock(), env.rules
+    if not _awaited(env):
+        return (yield Delete(sid, _tombstone(reason, now, env)))  # type: ignore[no-any-return]
+    if not (yield Delete(sid, Ended(ENDING, reason, now, now + rules.lease))):
+        return False
+    try:
+        record: Record | None = yield Load(sid)
+    except DamagedRecord:
+        return True
+    if record is not None and record.status == ENDING:
+        yield from _finish(record, env)
+    return True
+
+
+def _awaited(env: Environment) -> bool:
+    handlers = env.rules.handlers
+    return "ended" in handlers or "ended in transaction" in handlers
+
+
+def _tombstone(reason: str, now: float, env: Environment) -> Ended | None:
+    keep = env.rules.tombstone
+    return Ended(ENDED, reason, now, now + keep) if keep else None
+
+
+def _finish(record: Record, env: Environment) -> Flow[bool]:
+    """Run the handlers of a session that is ending, then bury it; whether all of them ran."""
+    now, rules = env.clock(), env.rules
+    reason = expired_reason(record)
+    try:
+        session = _final(record, env)
+    except DamagedRecord:
+        # Its handlers have nothing to be given; the tombstone says what became of it.
+        yield Delete(record.sid, _tombstone("damaged", now, env))
+        return True
+    failed: list[str] = []
+    if "ended" in rules.handlers:
+        failed = yield Tell("ended", session, reason)
+    if not failed and "ended in transaction" in rules.handlers:
+        # The tombstone and what the handlers wrote become true in one step, or neither does.
+        keep = max(rules.tombstone, 1.0)
+        failed = yield Bury(Ended(ENDED, reason, now, now + keep), session, reason)
+        if not failed:
+            return True
+    if not failed:
+        yield Delete(record.sid, _tombstone(reason, now, env))
+        return True
+    if record.attempts >= rules.max_attempts:
+        due = now + _SET_ASIDE
+    else:
+        # Twice as long each time, a day at most, and not all at the same moment.
+        spread = 0.75 + int.from_bytes(env.entropy(2)) / 131072
+        due = now + min(86400.0, rules.lease * 2**record.attempts) * spread
+    yield Delete(record.sid, Ended(ENDING, reason, now, due))
+    return False
+
+
+def _final(record: Record, env: Environment) -> Session:
+    """Return the session as it was at its end, for handlers to read."""
+    at = env.clock()
+    opened = Opened(at, record, unseal(record, env))
+    return Session(env, lambda: opened)
+
+
+def suspected(sid: str, env: Environment) -> Flow[list[str]]:
+    """Do what the rules say about a renewed cookie that was used again; the sids that it ended."""
+    policy = env.rules.on_theft
+    try:
+        record: Record | None = yield Load(sid)
+    except DamagedRecord:
+        return []
+    if record is None or record.status != LIVE:
+        return []
+    if "suspicious" in env.rules.handlers:
+        yield Tell("suspicious", _final(record, env), "theft")
+    if policy == "end-user" and record.user is not None:
+        return (yield from end_all_of(record.user, None, "theft", env))
+    if policy != "log" and (yield from end(sid, "theft", env)):
+        return [sid]
+    return []
+
+
+# Those whose time is over.
+
+
+def sweep(env: Environment, owner: str, page: int = _PAGE) -> Flow[Swept]:
+    """End all sessions that are over, page by page; run their handlers; forget old tombstones.
+
+    One sweeper is at work at a time, whoever comes first; one that dies is followed by another
+    when its lease is over.
+
+    Args:
+        env: rules, time, randomness.
+        owner: a name for this sweeper that no other has.
+        page: how many sessions are claimed at once.
+    """
+    done = Swept()
+    rules = env.rules
+    if not (yield from acquire("sweep", owner, rules.lease, env)):
+        done.busy = True
+        return done
+    held_until = env.clock() + rules.lease
+    while True:
+        now = env.clock()
+        if now > held_until - rules.lease / 2:
+            if not (yield from acquire("sweep", owner, rules.lease, env)):
+                return done
+            held_until = now + rules.lease
+        records: list[Record] = yield Due(now, rules.lease, page)
+        if not records:
+            return done
+        for record in records:
+            if env.clock() > now + rules.lease / 2:
+                # Others may claim the rest when the lease is over; do not run into that.
+                break
+            if not _awaited(env):
+                yield Delete(record.sid, _tombstone(expired_reason(record), now, env))
+                done.ended += 1
+            elif (yield from _finish(record, env)):
+                done.ended += 1
+            else:
+                done.failed += 1
+                done.set_aside += record.attempts >= rules.max_attempts
+
+
+def set_aside(env: Environment) -> Flow[list[Record]]:
+    """Return the sessions whose handlers failed too often: they wait for an operator."""
+    found: list[Record] = []
+    after = ""
+    while True:
+        page: list[Record] = yield List(None, ENDING, after, _PAGE)
+        found.extend(record for record in page if record.attempts >= env.rules.max_attempts)
+        if len(page) < _PAGE:
+            return found
+        after = page[-1].sid
+
+
+def retry(sid: str, env: Environment) -> Flow[bool]:
+    """Try the handlers of a session's end again now; whether all of them ran."""
+    record: Record | None = yield Load(sid)
+    if record is None or record.status != ENDING:
+        return False
+    return (yield from _finish(record, env))
+
+
+# Users.
+
+
+def records_of(user: str, env: Environment) -> Flow[list[Record]]:
+    """Return the live records of a user, the one seen last first."""
+    now, after = env.clock(), ""
+    found: list[Record] = []
+    while True:
+        page: list[Record] = yield List(user, LIVE, after, _PAGE)
+        found.extend(record for record in page if now < record.deadline)
+        if len(page) < _PAGE:
+            break
+        after = page[-1].sid
+    return sorted(found, key=lambda record: -record.seen)
+
+
+def end_all_of(user: str, keep: str | None, reason: str, env: Environment) -> Flow[list[str]]:
+    """End all sessions of a user but one; returns the sids of those that this call ended.
+
+    A login that is in flight does not survive it: this raises the user's mark first and looks for
+    sessions then; a login writes its session first and looks at the mark then. So one of the two
+    sees the other.
+    """
+    yield from _raise_epoch(user, env)
+    ended = []
+    after = ""
+    while True:
+        page: list[Record] = yield List(user, LIVE, after, _PAGE)
+        for record in page:
+            if record.sid != keep and (yield from end(record.sid, reason, env)):
+                ended.append(record.sid)
+        if len(page) < _PAGE:
+            return ended
+        after = page[-1].sid
+
+
+def epoch_of(user: str) -> Flow[int]:
+    """Return a number that grows whenever all sessions of a user are ended."""
+    mark = yield from _mark(_mark_of(user))
+    return 0 if mark is None else mark.generation
+
+
+def stands(user: str, sid: str, epoch: int, env: Environment) -> Flow[bool]:
+    """Tell, after a login was written, whether nobody had ended it before that.
+
+    Args:
+        user: who logged in.
+        sid: of the session.
+        epoch: what `epoch_of` said before it was written.
+        env: rules, time, randomness.
+    """
+    mark = yield from _mark(_mark_of(user))
+    if (0 if mark is None else mark.generation) != epoch:
+        return False
+    return env.rules.max_sessions is None or (mark is not None and sid in _places_in(mark))
+
+
+def reserve(user: str, sid: str, env: Environment) -> Flow[list[str]]:
+    """Take a place among the sessions that a user may have; returns those that must make way.
+
+    The places are kept in the user's mark, which one login changes at a time, so parallel logins
+    never take more than there are. A login that came to nothing gives its place back after a
+    minute. One whose place was taken before its session was written ends it again (`stands`).
+
+    Raises:
+        TooManySessions: there is no place, and the rules refuse a new session.
+    """
+    limit = env.rules.max_sessions
+    if limit is None:
+        return []
+    name = _mark_of(user)
+    while True:
+        now = env.clock()
+        mark = yield from _mark(name)
+        places = {} if mark is None else _places_in(mark)
+        live = {record.sid: record.seen for record in (yield from records_of(user, env))}
+        # A place counts while its session lives, or while its login may be under way.
+        kept = {
+            one: live.get(one, at)
+            for one, at in (places | live).items()
+            if one in live or now - at < _RESERVED
+        }
+        kept.pop(sid, None)
+        oldest = sorted(kept, key=lambda one: kept[one])
+        going = oldest[: max(0, len(kept) - limit + 1)]
+        if going and env.rules.deny_new:
+            raise TooManySessions(
+                f"user {user!r} has {len(kept)} sessions; allowed are {limit} (max_sessions). End "
+                "one of them first"
+            )
+        places = {one: kept[one] for one in kept if one not in going} | {sid: now}
+        if (yield from _put_mark(name, mark, _encode(places), None, env)):
+            return going
+
+
+def _raise_epoch(user: str, env: Environment) -> Flow[None]:
+    name = _mark_of(user)
+    while True:
+        mark = yield from _mark(name)
+        now = env.clock()
+        # From the clock, so that a mark that was swept is never counted from 0 again.
+        epoch = max(1, int(now * 1000), 0 if mark is None else mark.generation + 1)
+        if (yield from _put_mark(name, mark, None, epoch, env)):
+            return
+
+
+# Locks.
+
+
+def acquire(name: str, owner: str, lease: float, env: Environment, wait: float = 0.0) -> Flow[bool]:
+    """Take a lock that ends by itself after a lease; or keep it longer, if it is ours already.
+
+    Args:
+        name: of the lock.
+        owner: a name that no other has.
+        lease: seconds.
+        env: rules, time, randomness.
+        wait: how many seconds to try, at most.
+
+    Returns:
+        Whether it is ours now.
+    """
+    sid = name_to_sid("lock:" + name)
+    begun, tries = env.clock(), 0
+    while True:
+        now = env.clock()
+        mark = yield from _mark(sid)
+        free = mark is None or mark.deadline <= now or mark.reason == owner
+        if free and (yield from _put_lock(sid, mark, owner, now + lease, env)):
+            return True
+        if now - begun >= wait:
+            return False
+        tries += 1
+        spread = 0.5 + int.from_bytes(env.entropy(2)) / 131072
+        yield Pause(min(0.001 * 2 ** min(tries, 6), 0.05) * spread)
+
+
+def release(name: str, owner: str, env: Environment) -> Flow[bool]:
+    """Give a lock back; False where it is not ours any more: its lease had run out."""
+    sid = name_to_sid("lock:" + name)
+    mark = yield from _mark(sid)
+    if mark is None or mark.reason != owner:
+        return False
+    # Not deleted: only compare-and-swap can tell that nobody took it in between.
+    return (yield from _put_lock(sid, mark, "", env.clock(), env))
+
+
+# Marks.
+
+
+def _mark_of(user: str) -> str:
+    return name_to_sid("user:" + user)
+
+
+def _mark(sid: str) -> Flow[Record | None]:
+    """Load a mark; a damaged one makes way for a new one, which is greater than it was."""
+    try:
+        return (yield Load(sid))  # type: ignore[no-any-return]
+    except DamagedRecord:
+        yield Delete(sid)
+        return None
+
+
+def _put_mark(
+    sid: str, mark: Record | None, data: bytes | None, epoch: int | None, env: Environment
+) -> Flow[bool]:
+    now = env.clock()
+    until = now + max(_MARK_TIME, 2 * (env.rules.lifetime or 0.0))
+    if mark is None:
+        new = _new_mark(sid, now, until)
+        new = msgspec.structs.replace(new, data=data or b"", generation=epoch or 0)
+        return (yield Create(new))  # type: ignore[no-any-return]
+    new = msgspec.structs.replace(
+        mark,
+        version=mark.version + 1,
+        seen=now,
+        deadline=max(mark.deadline, until),
+        data=mark.data if data is None else data,
+        generation=mark.generation if epoch is None else epoch,
+    )
+    return (yield Replace(new, mark.version)) is SAVED
+
+
+def _put_lock(
+    sid: str, mark: Record | None, owner: str, until: float, env: Environment
+) -> Flow[bool]:
+    now = env.clock()
+    if mark is None:
+        new = msgspec.structs.replace(_new_mark(sid, now, until), reason=owner)
+        return (yield Create(new))  # type: ignore[no-any-return]
+    new = msgspec.structs.replace(
+        mark, version=mark.version + 1, seen=now, deadline=until, reason=owner
+    )
+    return (yield Replace(new, mark.version)) is SAVED
+
+
+def _new_mark(sid: str, now: float, until: float) -> Record:
+    return Record(sid, b"", 1, now, now, until, None, until - now, b"", status=MARK)
+
+
+def _places_in(mark: Record) -> dict[str, float]:
+    return _places(mark.data) if mark.data else {}
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_places = msgspec.msgpack.Decoder(dict[str, float]).decode

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from msgspec.structs import replace as changed
 from sojourn.core.calls import SAVED
 from sojourn.core.record import ENDED, ENDING, MARK, Ended
 from sojourn.errors import ConfigurationError, StoreUnavailable
+from sojourn.stores import _locks as locks
 from sojourn.stores import directory as module
 from sojourn.stores import open_store
 from sojourn.stores.base import Store
@@ -351,16 +353,80 @@ def test_a_stopped_holder_of_a_lock_is_waited_for_only_so_long(tmp_path: Path) -
     assert store.replace(next_version(record), 1) is SAVED
 
 
-def test_a_lock_file_that_was_deleted_locks_nobody_out(
-    store: DirectoryStore, tmp_path: Path
-) -> None:
-    """Whoever tidies up the lock files makes no two writers meet."""
-    record = new_record(NOW)
-    store.create(record)
-    for path in (tmp_path / "sessions" / "locks").iterdir():
-        path.unlink()
+FORKS = """
+import os, sys, threading
+from sojourn.errors import StoreUnavailable
+from sojourn.stores.directory import DirectoryStore
+from sojourn.testing import new_record
+store = DirectoryStore(sys.argv[1], lock_timeout=0.2)
+store.count()
+held, let_go = threading.Event(), threading.Event()
+def hold():
+    with store._locks.hold("41"):
+        held.set()
+        let_go.wait()
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+at, done = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    try:
+        store.create(new_record(1.0, sid="A" * 22))
+        os._exit(1)  # it wrote beside the parent's thread
+    except StoreUnavailable:
+        os.write(done[1], b".")
+    os.read(at[0], 1)
+    os._exit(0 if store.create(new_record(1.0, sid="A" * 22)) else 2)
+if os.read(done[0], 1):
+    let_go.set()
+    holder.join()
+    os.write(at[1], b".")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
-    assert store.replace(next_version(record), 1) is SAVED
+
+def test_a_fork_inherits_no_lock(tmp_path: Path) -> None:
+    """A fork waits for its parent's threads as for any process, and no longer than they hold."""
+    child = run_python(FORKS, str(tmp_path))
+    assert child.wait(30) == 0
+
+
+def test_a_lock_file_that_was_deleted_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waited for a lock file that somebody tidied away meets nobody who took the new one."""
+    waits, inside = threading.Event(), threading.Event()
+    real = locks._try_lock
+
+    def watched(fd: int) -> bool:
+        taken = real(fd)
+        if not taken:
+            waits.set()
+        return taken
+
+    monkeypatch.setattr(locks, "_try_lock", watched)
+    # Each of its own, or the three would queue before they come to the file.
+    first, second, third = (locks.Locks(str(tmp_path), 10.0) for _ in range(3))
+
+    def wait_for_it() -> None:
+        with second.hold("41"):
+            inside.set()
+
+    waiter = threading.Thread(target=wait_for_it)
+    old = first.hold("41")
+    old.__enter__()
+    waiter.start()
+    assert waits.wait(5.0)
+    (tmp_path / "41").unlink()
+    with third.hold("41"):
+        old.__exit__()
+        waits.clear()
+        assert waits.wait(5.0)  # now for the new file
+        assert not inside.is_set()
+    waiter.join(5.0)
+
+    assert inside.is_set()
 
 
 # What is due

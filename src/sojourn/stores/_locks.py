@@ -11,6 +11,7 @@ get the interpreter just while it writes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import random
@@ -157,11 +158,12 @@ class _Hold:
             raise
 
     def __exit__(self, *error: object) -> None:
-        try:
+        # What was done under the lock is done; and whichever of the two works gives it back.
+        with contextlib.suppress(OSError):
             _unlock(self._fd)
-        finally:
+        with contextlib.suppress(OSError):
             os.close(self._fd)
-            self._queue.release()
+        self._queue.release()
 
     def _lock(self, give_up: float) -> None:
         """Wait until other processes let go of the file; try a new one where it was deleted."""

@@ -350,7 +350,7 @@ class SqlPromises:
         assert len(set(got)) == 600
 
     def test_a_large_claim_is_made_of_short_transactions(self, url: str) -> None:
-        """A sweep of 250 sessions that were touched, ended or are over handles each as it is."""
+        """A sweep of 250 sessions, touched, ended or over, takes at most 100 rows at a time."""
         now = time.time()
         with closing(self.make(url)) as store:
             for i in range(250):
@@ -360,8 +360,18 @@ class SqlPromises:
                 store.create(record)
                 if i % 5 == 3:
                     assert store.touch(record.sid, 1, now, now + 900.0)
+            pages: list[int] = []
+            page = store._dialect.page
+
+            def counted(now: float, lease: float, limit: int) -> Any:
+                pages.append(limit)
+                return page(now, lease, limit)
+
+            store._dialect.page = counted
             claimed = store.due(now, 60.0, limit=1000)
 
+            assert len(pages) == 3
+            assert max(pages) == 100
             assert len(claimed) == 150
             assert {record.status for record in claimed} == {ENDING}
             assert store.count(status=None) == 200

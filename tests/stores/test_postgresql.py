@@ -213,6 +213,19 @@ def test_large_data_are_stored_as_they_are(url: str) -> None:
     assert size == 65536
 
 
+def test_keys_are_compared_by_their_bytes(url: str) -> None:
+    """Whatever the collation of the database."""
+    with closing(postgresql.from_url(url)) as store:
+        store.count()
+    rows = run_sql(
+        url,
+        "SELECT DISTINCT collation_name FROM information_schema.columns WHERE "
+        "table_name = 'sojourn_sessions' AND column_name IN ('sid', 'user_name')",
+    )
+
+    assert rows == [("C",)]
+
+
 def test_schema_by_hand_is_the_schema_on_demand(url: str) -> None:
     """What `schema()` prints makes the same tables, and the store takes them as they are."""
 

@@ -565,3 +565,35 @@ async def test_a_cluster_hands_over(
         with taken_away(how, old, lambda: redis_cluster.primary_of(key) is not old) as both:
             await under_load(store, *both)
     redis_cluster.settle()
+
+
+@pytest.mark.anyio
+async def test_a_hung_sentinel(
+    make: Callable[..., Both], redis_sentinels: Sentinels, prefix: str
+) -> None:
+    """One sentinel of three that hangs costs time once, and no error, wherever it is in the URL."""
+    url = redis_sentinels.url
+    with redis_sentinels.sentinels[0].hung():
+        async with make(url, prefix=prefix) as store:
+            new = new_record(NOW)
+            assert await store("create", new)
+            assert await store("load", new.sid) == new
+
+
+def test_no_sentinel_is_forgotten(redis_sentinels: Sentinels, prefix: str) -> None:
+    """After an error all sentinels are asked, also one that redis-py lost from its list."""
+    with contextlib.closing(from_url(redis_sentinels.url, prefix=prefix)) as store:
+        assert store.load("a" * 22) is None
+        link = store._link
+        assert link is not None
+        lost = redis_sentinels.sentinels[0].port
+        link._sentinel.sentinels = [
+            one
+            for one in link._sentinel.sentinels
+            if one.connection_pool.connection_kwargs["port"] == lost
+        ]
+        with redis_sentinels.sentinels[0].hung():
+            link.client.connection_pool.disconnect()
+            with pytest.raises(StoreUnavailable, match="no sentinel names a primary"):
+                store.load("a" * 22)
+            assert store.load("a" * 22) is None

@@ -30,7 +30,6 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
-from redis.sentinel import MasterNotFoundError
 
 from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.stores.redis.layout import damaged
@@ -42,6 +41,12 @@ Command = tuple[Any, ...]
 
 ERRORS = (RedisError, RedisClusterException, OSError, builtins.TimeoutError)
 """What a link raises."""
+
+NO_PRIMARY = (
+    redis.sentinel.MasterNotFoundError,
+    redis.asyncio.sentinel.MasterNotFoundError,
+)
+"""What is raised where no sentinel names a primary."""
 
 _REDIRECTIONS = 5
 _REDIS_PY = tuple(int(part) for part in redis.__version__.split(".")[:2])
@@ -100,6 +105,7 @@ class Link:
         options = _options(settings, asynchronous=False)
         self._cluster: Any = None
         self._sentinel: Any = None
+        self._sentinels: tuple[Any, ...] = ()
         self._nodes: dict[tuple[str, int], Any] = {}
         limit = settings.max_connections + 1
         self.client: Any
@@ -118,6 +124,7 @@ class Link:
                 ssl=target.tls,
                 max_connections=limit,
             )
+            self._sentinels = tuple(self._sentinel.sentinels)
             self.client = self._sentinel.master_for(target.service)
             return
         self._options["ssl"] = target.tls
@@ -189,15 +196,19 @@ class Link:
         return list(answers.values()) if _by_node(answers) else [answers]
 
     def reconnect(self) -> None:
-        """Let go of idle connections, whose server may have become a replica."""
+        """Let go of idle connections, whose server may be gone or have become a replica.
+
+        And name all sentinels again: redis-py puts the one that answered first, and where two
+        callers do so at once, one of the others drops out of its list.
+        """
+        if self._sentinel is not None:
+            self._sentinel.sentinels = list(self._sentinels)
         if self._cluster is None:
             self.client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """Close all connections."""
-        for client in (self.client, *self._nodes.values()):
-            client.close()
-        for client in self._sentinel.sentinels if self._sentinel else ():
+        for client in (self.client, *self._nodes.values(), *self._sentinels):
             client.close()
 
 
@@ -209,6 +220,7 @@ class AsyncLink:
         options = _options(settings, asynchronous=True)
         self._cluster: Any = None
         self._sentinel: Any = None
+        self._sentinels: tuple[Any, ...] = ()
         self._nodes: dict[tuple[str, int], Any] = {}
         limit = settings.max_connections + 1
         # A call as a whole has `timeout` seconds, which costs less than one limit for the sending
@@ -234,6 +246,7 @@ class AsyncLink:
                 ssl=target.tls,
                 max_connections=limit,
             )
+            self._sentinels = tuple(self._sentinel.sentinels)
             self.client = self._sentinel.master_for(target.service)
             return
         self.bound = 4 * settings.timeout
@@ -290,15 +303,19 @@ class AsyncLink:
         return list(answers.values()) if _by_node(answers) else [answers]
 
     async def reconnect(self) -> None:
-        """Let go of idle connections, whose server may have become a replica."""
+        """Let go of idle connections, whose server may be gone or have become a replica.
+
+        And name all sentinels again: redis-py puts the one that answered first, and where two
+        callers do so at once, one of the others drops out of its list.
+        """
+        if self._sentinel is not None:
+            self._sentinel.sentinels = list(self._sentinels)
         if self._cluster is None:
             await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def close(self) -> None:
         """Close all connections."""
-        for client in (self.client, *self._nodes.values()):
-            await client.aclose()
-        for client in self._sentinel.sentinels if self._sentinel else ():
+        for client in (self.client, *self._nodes.values(), *self._sentinels):
             await client.aclose()
 
 
@@ -324,7 +341,7 @@ def translated(error: BaseException, sid: str, where: str, seconds: float) -> So
         return StoreUnavailable(
             f"{where} is a node of a cluster; give its address as redis+cluster://host:port"
         )
-    if isinstance(error, MasterNotFoundError):
+    if isinstance(error, NO_PRIMARY):
         return StoreUnavailable(
             f"{where}: no sentinel names a primary; one may be about to take over, or none of the "
             "sentinels is up or knows that service"

@@ -147,7 +147,7 @@ if status == 2 then return 0 end
 if wanted == '1' and status == 1 then
   redis.call('ZADD', KEYS[2], ARGV[5], sid)
   expire(key, ARGV[6])
-  return {1, ''}
+  return 0
 end
 local version = struct.pack('>I8', struct.unpack('>I8', head, 5) + 1)
 local body

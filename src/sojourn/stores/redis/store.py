@@ -93,6 +93,11 @@ class _Common:
         )
 
 
+def _suspect(error: BaseException, failed: SojournError) -> bool:
+    """Return whether other connections may be as bad as the one that raised the error."""
+    return getattr(failed, "transient", False) or not isinstance(error, ResponseError)
+
+
 class RedisStore(_Common):
     """Keeps records in Redis or Valkey: one node, Sentinel, or Cluster. Blocks.
 
@@ -178,7 +183,7 @@ class RedisStore(_Common):
             return answer
         except ERRORS as error:
             failed = self._failed(error, request)
-            if getattr(failed, "transient", False) and self._link is not None:
+            if self._link is not None and _suspect(error, failed):
                 with contextlib.suppress(*ERRORS):
                     self._link.reconnect()
             raise failed from error
@@ -325,7 +330,7 @@ class AsyncRedisStore(_Common):
             return result
         except ERRORS as error:
             failed = self._failed(error, request)
-            if getattr(failed, "transient", False):
+            if _suspect(error, failed):
                 with contextlib.suppress(*ERRORS):
                     await link.reconnect()
             raise failed from error

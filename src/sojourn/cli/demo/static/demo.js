@@ -105,12 +105,14 @@ function show() {
 }
 
 function words(seconds) {
-  if (seconds < 120) {
-    return seconds === 1 ? "1 second" : `${seconds} seconds`;
+  let [number, unit] = [seconds, "second"];
+  for (const [size, name] of [[60, "minute"], [3600, "hour"], [86400, "day"]]) {
+    const whole = Math.round(seconds / size);
+    if (whole >= 2 || (whole === 1 && seconds > 0.99 * size)) {
+      [number, unit] = [whole, name];
+    }
   }
-  return seconds < 7200
-    ? `${Math.floor(seconds / 60)} minutes`
-    : `${Math.floor(seconds / 3600)} hours`;
+  return number === 1 ? `1 ${unit}` : `${number} ${unit}s`;
 }
 
 setInterval(() => {

@@ -777,8 +777,9 @@ class Session(MutableMapping[str, Any]):
         work.handed.pop(key, None)
         done = work.steps.get(key)
         if done and done[0] is _DELETE:
-            # A key that was deleted comes to stand last; any other keeps its place.
-            del work.steps[key]
+            if done[-1] is _DELETE:
+                # A key that was deleted comes to stand last; any other keeps its place.
+                del work.steps[key]
             work.steps[key] = [_DELETE, _PENDING]
         else:
             work.steps[key] = [_PENDING]

@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import backends, capacity
+from benchmarks.calling import runner
 from benchmarks.measuring import (
     MAX_COOKIE,
     Plan,
@@ -41,47 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     writer = Writer()
     pinned = _pin()
-    chosen = [one for one in SCENARIOS if not options.scenario or one.name in options.scenario]
-    sizes = options.size or SIZES
-    groups = [(one, size) for one in chosen for size in (sizes if one.sized else sizes[:1])]
     total = _QUICK if options.quick else _FULL
-    if options.iterations:
-        plan = Plan(0.0, passes=1, rounds=(2, 2), visitors=options.iterations)
-    else:
-        plan = Plan(total / max(len(groups), 4))
-    for line in (*_machine(pinned), *(f"{label(size)}: {sizes_text(size)}" for size in sizes)):
+    for line in (*_machine(pinned), *(f"{label(size)}: {sizes_text(size)}" for size in SIZES)):
         writer.line(line)
     cells: list[Cell] = []
-    names: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sojourn-bench-")))
-        modules = []
-        for name in options.backend or backends.NAMES:
-            module = importlib.import_module(f"benchmarks.backends.{name}")
-            try:
-                modules.append((module, stack.enter_context(module.running(folder))))
-            except Missing as error:
-                writer.line(f"skipped: {name}: {error}")
+        # Servers may run as another user, and look for their own folders below this one.
+        folder.chmod(0o755)
         peers = _peers(writer)
-        for number, (scenario, size) in enumerate(groups):
-            here = folder / str(number)
-            here.mkdir()
-            with _subjects(modules, here, writer) as (subjects, ready):
-                names = [backend.name for backend in ready]
-                found = _group(scenario, size, [*subjects, *peers], ready, plan)
-            cells += found
-            columns = sorted({name for cell in found for name in cell.ratios}, key=_column)
-            writer.table(
-                f"{scenario.name}, {scenario.text}"
-                + (f", session of {label(size)}" if scenario.sized else ""),
-                ["", *(f"÷ {column}" for column in columns), "µs added"],
-                table_of(found, columns),
-            )
-            for cell in found:
-                if cell.note:
-                    writer.line(f"{cell.subject}: {cell.note}")
+        sets = _sets(options, folder, stack, writer)
+        share = total / max(4, sum(len(_groups(one, options)) for one in sets))
+        for one in sets:
+            for scenario, size in _groups(one, options):
+                here = Path(tempfile.mkdtemp(dir=folder))
+                plan = _plan(options, share, servers=one.servers)
+                with _subjects(one.modules, here) as (subjects, ready):
+                    compared = subjects if one.servers else [*subjects, *peers]
+                    found = _group(scenario, size, compared, ready, plan)
+                cells += found
+                _show(writer, scenario, size, found)
     reached = []
-    for target in targets(names):
+    for target in targets():
         got = target.reached(cells)
         if got is not None:
             met = "yes" if got.median <= target.limit else "NO"
@@ -110,12 +92,79 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--scenario", action="append", choices=[one.name for one in SCENARIOS])
     parser.add_argument("--size", action="append", type=int, choices=SIZES)
-    parser.add_argument("--backend", action="append", choices=backends.NAMES)
+    parser.add_argument(
+        "--backend",
+        action="append",
+        choices=(*backends.EMBEDDED, *backends.SERVERS),
+        help="only these; --quick leaves the servers out unless they are named",
+    )
     parser.add_argument("--no-capacity", action="store_true", help="requests only")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="N visitors, two rounds: only to try it"
     )
     return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Back ends that are measured together: all that need no server, or one that does."""
+
+    modules: list[tuple[Any, Any]]
+    servers: bool
+
+
+def _sets(
+    options: argparse.Namespace, folder: Path, stack: ExitStack, writer: Writer
+) -> list[_Set]:
+    embedded = _Set([], False)
+    found = [embedded]
+    for name in (*backends.EMBEDDED, *backends.SERVERS):
+        server = name in backends.SERVERS
+        if name not in options.backend if options.backend else server and options.quick:
+            continue
+        try:
+            module = importlib.import_module(f"benchmarks.backends.{name}")
+            running = (module, stack.enter_context(module.running(folder)))
+        except Missing as error:
+            writer.line(f"skipped: {name}: {error}")
+            continue
+        if server:
+            found.append(_Set([running], True))
+        else:
+            embedded.modules.append(running)
+    return found if embedded.modules else found[1:]
+
+
+def _groups(one: _Set, options: argparse.Namespace) -> list[tuple[Scenario, int]]:
+    """Return what is measured of a set: a scenario without a call is the same on every server."""
+    sizes = options.size or SIZES
+    return [
+        (scenario, size)
+        for scenario in SCENARIOS
+        if not options.scenario or scenario.name in options.scenario
+        if scenario.raw or not one.servers
+        for size in (sizes if scenario.sized else sizes[:1])
+    ]
+
+
+def _plan(options: argparse.Namespace, seconds: float, *, servers: bool) -> Plan:
+    if options.iterations:
+        return Plan(0.0, passes=1, rounds=(2, 2), visitors=options.iterations)
+    return Plan(seconds, visitors=64 if servers else 256)
+
+
+def _show(writer: Writer, scenario: Scenario, size: int, found: Sequence[Cell]) -> None:
+    sessions = [cell.subject for cell in found if cell.kind == "session"]
+    peers = [name for name in sessions if not name.startswith("Sojourn")]
+    writer.table(
+        f"{scenario.name}, {scenario.text}"
+        + (f", session of {label(size)}" if scenario.sized else ""),
+        ["", "÷ bare back end", *(f"÷ {peer}" for peer in peers), "µs added"],
+        table_of(found, peers),
+    )
+    for cell in found:
+        if cell.note:
+            writer.line(f"{cell.subject}: {cell.note}")
 
 
 def _pin() -> str:
@@ -151,7 +200,7 @@ def _peers(writer: Writer) -> list[Subject]:
 
 @contextmanager
 def _subjects(
-    modules: Sequence[tuple[Any, Any]], folder: Path, writer: Writer
+    modules: Sequence[tuple[Any, Any]], folder: Path
 ) -> Iterator[tuple[list[Subject], list[Backend]]]:
     """Yield Sojourn on every back end, each empty."""
     subjects: list[Subject] = []
@@ -160,11 +209,16 @@ def _subjects(
         for module, handle in modules:
             backend = stack.enter_context(module.fresh(handle, folder))
             ready.append(backend)
-            for make in (sojourn_wsgi, sojourn_asgi):
-                sessions = SessionManager(backend.url)
-                stack.callback(sessions.close)
-                subjects.append(make(backend, sessions))
+            blocking, asynchronous = SessionManager(backend.url), SessionManager(backend.url)
+            stack.callback(blocking.close)
+            stack.callback(_aclose, asynchronous)
+            subjects.append(sojourn_wsgi(backend, blocking))
+            subjects.append(sojourn_asgi(backend, asynchronous))
         yield subjects, ready
+
+
+def _aclose(sessions: SessionManager) -> None:
+    runner.run(sessions.aclose())
 
 
 def _group(
@@ -180,9 +234,10 @@ def _group(
     legs: list[Any] = []
     floors: dict[str, list[tuple[str, bool]]] = {}
     for backend in ready:
-        for raw in backend.raws if scenario.raw else ():
-            legs.append(RawLeg(raw, scenario, size, visitors))
-            floors.setdefault(backend.name, []).append((legs[-1].name, raw.asynchronous))
+        for raw in backend.raws:
+            for kind in scenario.floors:
+                legs.append(RawLeg(raw, kind, size, visitors))
+                floors.setdefault(backend.name, []).append((legs[-1].name, raw.asynchronous))
     bares: dict[str, SubjectLeg] = {}
     measured: list[Subject] = []
     longest: dict[str, int] = {}
@@ -242,10 +297,6 @@ def _group(
 def _brief(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return "cannot: " + (text if len(text) < 90 else text[:87] + "...")
-
-
-def _column(name: str) -> tuple[bool, str]:
-    return ("cookie" in name, name)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ what slows the machine for a second slows both sides; the median over the rounds
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from benchmarks.calling import runner
 from benchmarks.payloads import payload, size_of, theme
@@ -39,7 +42,7 @@ class Plan(NamedTuple):
     """How long to measure.
 
     Attributes:
-        seconds: for one group of things that are compared, about.
+        seconds: for one group of things that are compared, about; at least two rounds of blocks.
         block: seconds for each of them in each round, about.
         passes: how often all visitors come in a block; 0: as the time says.
         rounds: at least, and at most.
@@ -154,20 +157,30 @@ class SubjectLeg:
             raise Wrong(f"{self.name}: {called.bodies[0]!r} is there, not {self._values[0]!r}")
 
 
+_marks = itertools.count()
+
+
 class RawLeg:
     """A bare command of a driver."""
 
-    def __init__(self, raw: Raw, scenario: Scenario, size: int, visitors: int) -> None:
-        """Store what is to be read or written."""
-        import msgspec
+    def __init__(self, raw: Raw, kind: str, size: int, visitors: int) -> None:
+        """Store what is to be read or written.
 
-        self.name = f"{raw.name} {scenario.raw}"
+        Args:
+            raw: the driver's commands.
+            kind: "insert", "read", "write", or "read+write": one, then the other.
+            size: of the session whose JSON is the blob.
+            visitors: how many blobs.
+        """
+        self.name = f"{raw.name} {kind}"
         self.count = visitors
-        self.bytes_kept = visitors * size if scenario.raw == "insert" else 0
+        self.bytes_kept = visitors * size if kind == "insert" else 0
         self._encode = msgspec.json.encode
-        self._raw, self._kind, self._turn = raw, scenario.raw, 0
+        self._raw, self._kind, self._turn = raw, kind, 0
         self._base = payload(size)
-        self._keys = [f"key-{visitor:018d}" for visitor in range(visitors)]
+        # Two drivers of one server share a table.
+        self._mark = next(_marks)
+        self._keys = [f"k{self._mark:03d}-{visitor:017d}" for visitor in range(visitors)]
         if self._kind != "insert":
             self._run(raw.insert, list(zip(self._keys, self._blobs(), strict=True)))
 
@@ -196,9 +209,31 @@ class RawLeg:
             return seconds
         self._turn += 1
         if self._kind == "insert":
-            self._keys = [f"k{self._turn:06d}-{visitor:014d}" for visitor in range(self.count)]
+            self._keys = [
+                f"n{self._mark:03d}-{self._turn:06d}-{visitor:010d}"
+                for visitor in range(self.count)
+            ]
         arguments = list(zip(self._keys, self._blobs(), strict=True))
-        return self._run(getattr(self._raw, self._kind), arguments)[0]
+        return self._run(self._command(), arguments)[0]
+
+    def _command(self) -> Any:
+        raw = self._raw
+        if self._kind != "read+write":
+            return getattr(raw, self._kind)
+        read, write = raw.read, raw.write
+        if raw.asynchronous:
+
+            async def aboth(key: str, data: bytes) -> None:
+                await read(key)
+                await write(key, data)
+
+            return aboth
+
+        def both(key: str, data: bytes) -> None:
+            read(key)
+            write(key, data)
+
+        return both
 
     def check(self) -> None:
         """Read back what the last pass should have left."""

@@ -34,6 +34,14 @@ class Scenario:
     raw: str = ""
     sized: bool = True
 
+    @property
+    def floors(self) -> tuple[str, ...]:
+        """Return what the bare back end does in such a request."""
+        if self.raw == "write":
+            # What a library needs at least that merges: it has to know what it changes.
+            return ("write", "read+write")
+        return (self.raw,) if self.raw else ()
+
 
 def _first(session: MutableMapping[str, Any], value: Any) -> str:
     session["cart"] = value

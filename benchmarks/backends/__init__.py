@@ -11,5 +11,6 @@ expiry, no version, no check.
 
 from __future__ import annotations
 
-NAMES = ("memory", "sqlite", "cookie")
+EMBEDDED = ("memory", "sqlite", "cookie", "directory")
+SERVERS = ("redis", "postgresql", "mariadb")
 """The files, in the order of the tables."""

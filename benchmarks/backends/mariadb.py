@@ -17,6 +17,7 @@ _SETUP = (
     "DROP TABLE IF EXISTS raw, sojourn_sessions, sojourn_meta",
     "CREATE TABLE raw (name VARCHAR(32) PRIMARY KEY, data LONGBLOB NOT NULL) CHARSET latin1",
 )
+# PyMySQL has to be told that it is no text; asyncmy says so itself.
 _INSERT = "INSERT INTO raw (name, data) VALUES (%s, _binary %s)"
 _SELECT = "SELECT data FROM raw WHERE name = %s"
 _UPDATE = "UPDATE raw SET data = _binary %s WHERE name = %s"
@@ -43,6 +44,7 @@ def fresh(server: Any, folder: Path) -> Iterator[Backend]:
         cursor.execute(statement)
     aconnection, acursor = runner.run(_connect(server.port))
     execute, aexecute = cursor.execute, acursor.execute
+    ainserting, aupdating = (text.replace("_binary ", "") for text in (_INSERT, _UPDATE))
 
     def insert(key: str, data: bytes) -> None:
         execute(_INSERT, (key, data))
@@ -55,14 +57,14 @@ def fresh(server: Any, folder: Path) -> Iterator[Backend]:
         execute(_UPDATE, (data, key))
 
     async def ainsert(key: str, data: bytes) -> None:
-        await aexecute(_INSERT, (key, data))
+        await aexecute(ainserting, (key, data))
 
     async def aread(key: str) -> Any:
         await aexecute(_SELECT, (key,))
         return acursor.fetchone()[0]
 
     async def awrite(key: str, data: bytes) -> None:
-        await aexecute(_UPDATE, (data, key))
+        await aexecute(aupdating, (data, key))
 
     raws = (
         Raw("PyMySQL", insert, read, write),

@@ -403,7 +403,7 @@ class EndingIsNeverDueLater(ModelStore):
 class EndingTakesTheNewReason(ModelStore):
     def delete(self, sid, ended=None):
         answer = super().delete(sid, ended)
-        if answer and ended and ended.status == ENDING:
+        if ended and ended.status == ENDING and sid in self.kept:
             record, due = self.kept[sid]
             self.kept[sid] = (changed(record, reason=ended.reason), due)
         return answer

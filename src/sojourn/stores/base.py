@@ -116,9 +116,9 @@ class Store(Protocol):
         """End a session for good, as durably as the engine can; unconditional.
 
         * `ended.status == ENDING`: a live record becomes `ENDING`, with reason, one more version,
-          data and user kept, due at `ended.due`. One that is `ENDING` already keeps its reason
-          and only gets the new due time (that is how a sweep puts off a failed handler);
-          True in both cases.
+          data and user kept, due at `ended.due`. One that is `ENDING` already keeps its reason,
+          its version and all else, and only gets the new due time (that is how a sweep puts off a
+          failed handler); that answers False, so that of several callers one ended it.
         * `ended.status == ENDED`: a live, ending or damaged record becomes a tombstone: status
           `ENDED`, the reason (kept where it was `ENDING` with a reason), `seen` = `ended.at`,
           `deadline` and due time = `ended.due`, one more version; `data`, `commits` and `salt`

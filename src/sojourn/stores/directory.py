@@ -367,6 +367,7 @@ class DirectoryStore:
                     self._unmark_user(record.user, sid)
             elif record.status == ENDING:
                 self._update(path, kept, durable=True, due=ended.due)
+                return False
             else:
                 ending = changed(
                     record, version=record.version + 1, status=ENDING, reason=ended.reason

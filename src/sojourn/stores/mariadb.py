@@ -172,9 +172,8 @@ class Mariadb(Dialect):
         f"WHERE {_IF_CURRENT}"
     )
     end = Statement(
-        "UPDATE sojourn_sessions SET reason = CASE status WHEN 1 THEN reason ELSE %s END, "
-        "version = CASE status WHEN 1 THEN version ELSE version + 1 END, "
-        "due = %s, status = 1 WHERE sid = %s AND status <> 2"
+        "UPDATE sojourn_sessions SET reason = %s, version = version + 1, due = %s, status = 1 "
+        "WHERE sid = %s AND status IN (0, 3)"
     )
     bury = Statement(
         "UPDATE sojourn_sessions SET reason = CASE reason WHEN '' THEN %s ELSE reason END, "

@@ -136,7 +136,8 @@ class MemoryStore:
                     user=None,
                 )
             elif current.status == ENDING:
-                record = current
+                self._put(current, current, ended.due)
+                return False
             else:
                 record = changed(
                     current, version=current.version + 1, status=ENDING, reason=ended.reason

@@ -141,10 +141,8 @@ class Postgresql(Dialect):
     )
     touch = Statement(f"UPDATE sojourn_sessions {_TOUCH} WHERE {_IF_CURRENT}")
     end = Statement(
-        _DURABLE + "UPDATE sojourn_sessions SET status = 1, "
-        "reason = CASE status WHEN 1 THEN reason ELSE %s END, "
-        "version = CASE status WHEN 1 THEN version ELSE version + 1 END, "
-        "due = %s FROM durable WHERE sid = %s AND status <> 2"
+        _DURABLE + "UPDATE sojourn_sessions SET status = 1, reason = %s, "
+        "version = version + 1, due = %s FROM durable WHERE sid = %s AND status IN (0, 3)"
     )
     bury = Statement(
         _DURABLE + "UPDATE sojourn_sessions SET status = 2, "

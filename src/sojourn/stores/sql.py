@@ -106,6 +106,8 @@ class Dialect:
     """seen, deadline, sid, expected version -> 1 or 0."""
     end: Statement
     """reason, due, sid -> 1 or 0; to `ENDING`."""
+    put_off = Statement("UPDATE sojourn_sessions SET due = %s WHERE sid = %s AND status = 1")
+    """due, sid; of one that is `ENDING`."""
     bury: Statement
     """reason, at, due, due, sid -> 1 or 0; to `ENDED`."""
     remove: Statement
@@ -195,6 +197,8 @@ class Dialect:
             _, count = yield self.remove, (sid,)
         elif ended.status == ENDING:
             _, count = yield self.end, (ended.reason, ended.due, sid)
+            if not count:
+                yield self.put_off, (ended.due, sid)
         elif ended.status == ENDED:
             values = (ended.reason, ended.at, ended.due, ended.due, sid)
             _, count = yield self.bury, values

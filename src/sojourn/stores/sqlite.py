@@ -161,10 +161,10 @@ _TOUCH = (
 _STATUS_OF = f"SELECT status FROM {_TABLE} WHERE sid = ?"
 _REMOVE = f"DELETE FROM {_TABLE} WHERE sid = ?"
 _MAKE_ENDING = (
-    f"UPDATE {_TABLE} SET version = version + (status <> {ENDING}), "
-    f"reason = CASE status WHEN {ENDING} THEN reason ELSE ?2 END, status = {ENDING}, due = ?3 "
-    f"WHERE sid = ?1 AND status IN ({LIVE}, {ENDING}, {MARK})"
+    f"UPDATE {_TABLE} SET version = version + 1, reason = ?2, status = {ENDING}, due = ?3 "
+    f"WHERE sid = ?1 AND status IN ({LIVE}, {MARK})"
 )
+_PUT_OFF = f"UPDATE {_TABLE} SET due = ?2 WHERE sid = ?1 AND status = {ENDING}"
 # A tombstone needs no address and agent; emptying them also mends a row that is damaged there.
 _MAKE_ENDED = (
     f"UPDATE {_TABLE} SET version = version + 1, status = {ENDED}, "
@@ -366,6 +366,9 @@ class _Connection:
                 self.execute(_REMOVE, (sid,))
             elif ended.status == ENDING:
                 self.execute(_MAKE_ENDING, (sid, ended.reason, ended.due))
+                if not self._changes():
+                    self.execute(_PUT_OFF, (sid, ended.due))
+                    return False
             else:
                 self.execute(_MAKE_ENDED, (sid, ended.reason, ended.at, ended.due))
         except apsw.ConstraintError:

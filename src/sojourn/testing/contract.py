@@ -636,13 +636,13 @@ def delete_ending_later_than_the_deadline() -> Flow[None]:
 
 @check
 def delete_ending_again_only_moves_its_time() -> Flow[None]:
-    """One that is ENDING keeps its reason and gets the new due time; True."""
+    """One that is ENDING keeps its reason and gets the new due time; False: it had ended."""
     now = time.time()
     record = yield from _given(new_record(now))
     yield Delete(record.sid, _ending(now, "user", 60.0))
     before = yield Load(record.sid)
     again = _ending(now, "operator", 600.0)
-    expect_same((yield Delete(record.sid, again)), True, "delete, ENDING, of an ending one")
+    expect_same((yield Delete(record.sid, again)), False, "delete, ENDING, of an ending one")
     yield from _stored(record.sid, before, "after that delete")
     yield from _none_due(now + 599.0, "before the later time")
     expect_same((yield Due(now + 600.0, 60.0)), [_claimed(before)], "due at the later time")

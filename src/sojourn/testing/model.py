@@ -82,6 +82,7 @@ class ModelStore:
             )
         elif current.status == ENDING:
             self.kept[sid] = (current, ended.due)
+            return False
         else:
             self._put(current, ended.due, status=ENDING, reason=ended.reason)
         return True

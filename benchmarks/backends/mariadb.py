@@ -61,7 +61,7 @@ def fresh(server: Any, folder: Path) -> Iterator[Backend]:
 
     async def aread(key: str) -> Any:
         await aexecute(_SELECT, (key,))
-        return acursor.fetchone()[0]
+        return (await acursor.fetchone())[0]
 
     async def awrite(key: str, data: bytes) -> None:
         await aexecute(aupdating, (data, key))

@@ -22,7 +22,7 @@ from sojourn.stores.redis import AsyncRedisStore, RedisStore, afrom_url, from_ur
 from sojourn.stores.redis.layout import HEAD_SIZE, SHARDS, Keys, decode, encode, user_hash
 from sojourn.stores.redis.links import Link
 from sojourn.stores.redis.settings import Settings, read_url
-from sojourn.stores.redis.verbs import Run, Verbs, faults_of
+from sojourn.stores.redis.verbs import Run, Verbs, earliest, faults_of
 from sojourn.testing import CHECKS, Check, arun_check, new_record, next_version, run_check
 from sojourn.testing.interleave import any_calls_agree_with_the_model
 from tests.stores.servers_redis import (
@@ -245,6 +245,38 @@ def test_a_touch_rewrites_the_head_alone(store: RedisStore) -> None:
         assert after[HEAD_SIZE:] == before[HEAD_SIZE:]
         assert after[:HEAD_SIZE] != before[:HEAD_SIZE]
         assert client.zscore(store._verbs.keys.due(record.sid), record.sid) == due
+
+
+def test_a_due_time_only_moves_forward(store: RedisStore) -> None:
+    """`replace` sets the due time where the new deadline is earlier, else leaves it."""
+    record = new_record(NOW, deadline=NOW + 50)
+    store.create(record)
+    with raw(store) as client:
+        for version, deadline, due in ((2, 90, 50), (3, 20, 20), (4, 30, 20)):
+            newer = changed(record, version=version, deadline=NOW + deadline)
+            assert store.replace(newer, version - 1) is SAVED
+            assert client.zscore(store._verbs.keys.due(record.sid), record.sid) == NOW + due
+
+
+def test_earliest() -> None:
+    """What comes after the end of a full page waits until that shard was asked again."""
+    full = [b"a", b"1", b"c", b"3"]
+    other = [b"b", b"2", b"d", b"4"]
+
+    assert earliest([full, other[:2], []], 2, 10) == ["a", "b", "c"]
+    assert earliest([full, other], 2, 10) == ["a", "b", "c"]
+    assert earliest([full, other], 3, 10) == ["a", "b", "c", "d"]
+    assert earliest([full, other], 3, 2) == ["a", "b"]
+
+
+def test_no_hidden_tries() -> None:
+    """redis-py repeats nothing by itself: no command, no connecting, not to a sentinel either."""
+    node = Link(*read_url("redis://h", {}))
+    sentinel = Link(*read_url("redis+sentinel://h/main", {}))
+    for client in (node.client, sentinel.client, *sentinel._sentinels):
+        assert client.connection_pool.make_connection().retry._retries == 0
+    for link in (node, sentinel):
+        link.close()
 
 
 # Scripts.
@@ -690,6 +722,9 @@ def test_url_with_settings() -> None:
         ("redis://h?timeout=0&max_connections=0", {}, "max_connections is 0"),
         ("redis://h?wait=1&wait_timeout=2", {}, "wait_timeout is the smaller"),
         ("redis://h?wait=-1", {}, "wait is -1"),
+        ("redis://h?wayt=1", {}, "redis-py does not take this: .*wayt"),
+        ("redis+sentinel://h/s?wayt=1", {}, "redis-py does not take this: .*wayt"),
+        ("redis://h:port", {}, "redis-py does not take this: .*port"),
         ("redis://h", {"overdue": -1}, "overdue is -1"),
     ],
 )

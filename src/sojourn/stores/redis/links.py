@@ -31,11 +31,11 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.errors import ConfigurationError, SojournError, StoreUnavailable
 from sojourn.stores.redis.layout import damaged
 from sojourn.stores.redis.settings import Settings, Target
 
-__all__ = ["ERRORS", "AsyncLink", "Link", "translated"]
+__all__ = ["ERRORS", "NO_PRIMARY", "AsyncLink", "Link", "translated", "tried"]
 
 Command = tuple[Any, ...]
 
@@ -95,6 +95,21 @@ def _sentinels(target: Target, settings: Settings, options: dict[str, Any]) -> d
         "ssl": target.tls,
         **target.sentinel_options,
     }
+
+
+def tried(target: Target, settings: Settings) -> None:
+    """Make a connection that is not opened, to see that redis-py knows what the URL says.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    try:
+        pool: Any = redis.ConnectionPool.from_url(
+            target.url, **_options(settings, asynchronous=False)
+        )
+        pool.make_connection()
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{target.shown}: redis-py does not take this: {error}") from error
 
 
 class Link:

@@ -17,7 +17,7 @@ from sojourn.core.calls import Outcome
 from sojourn.core.record import Ended, Record
 from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.stores.base import Promises
-from sojourn.stores.redis.links import ERRORS, AsyncLink, Link, translated
+from sojourn.stores.redis.links import ERRORS, AsyncLink, Link, translated, tried
 from sojourn.stores.redis.settings import read_url
 from sojourn.stores.redis.verbs import (
     Batch,
@@ -55,6 +55,7 @@ class _Common:
     def __init__(self, url: str, **settings: Any) -> None:
         """Read the URL; connect to nothing yet."""
         self._target, self.settings = read_url(url, settings)
+        tried(self._target, self.settings)
         self._verbs = Verbs(self.settings)
         self._confirmation = confirmation(self.settings)
         self._looked = False

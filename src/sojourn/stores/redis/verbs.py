@@ -47,6 +47,7 @@ __all__ = [
     "Verbs",
     "confirmation",
     "dropping",
+    "earliest",
     "faults_of",
     "see_confirmed",
     "settled",
@@ -250,7 +251,7 @@ class Verbs:
         until = ("-inf", repr(now), "WITHSCORES", "LIMIT", 0, peek)
         while len(claimed) < limit:
             found = yield Batch(("ZRANGEBYSCORE", self.keys.due(shard), *until) for shard in SHARDS)
-            waiting = _earliest(found, peek, limit - len(claimed))
+            waiting = earliest(found, peek, limit - len(claimed))
             if not waiting:
                 break
             got: dict[str, Record] = {}
@@ -387,7 +388,7 @@ class Verbs:
         return list(dict.fromkeys(found))
 
 
-def _earliest(found: list[Any], full: int, limit: int) -> list[str]:
+def earliest(found: list[Any], full: int, limit: int) -> list[str]:
     """Merge pages of (sid, due time) of all shards; return the first sids, surely in order.
 
     What comes after the last entry of a page that is full may be preceded by what that page left

@@ -124,6 +124,9 @@ class Server:
     def hung(self) -> Iterator[None]:
         """Stop all its processes: the kernel still takes connections for it."""
         self.signal(signal.SIGSTOP)
+        end = time.monotonic() + 5
+        while not all(map(_stopped, self.processes())) and time.monotonic() < end:
+            time.sleep(0.01)
         try:
             yield
         finally:
@@ -153,6 +156,15 @@ def _alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         # One that nobody has waited for yet holds nothing any more.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a stop signal has reached every thread; where that cannot be seen, it has."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZ":
+                return False
     return True
 
 

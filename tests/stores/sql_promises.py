@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -598,18 +600,28 @@ class SqlPromises:
         assert cancelled > 50
 
     def test_one_store_on_two_event_loops(self, url: str) -> None:
-        """Connections of one loop are not used on another, also when the first is gone."""
+        """Connections of one loop are not used on another, also when the first was left open."""
         record = new_record(time.time())
         store = self.amake(url)
 
-        async def use() -> Record | None:
+        async def use(close: bool) -> tuple[Record | None, int]:
             await store.create(record)
+            connection = await store._source.take()
+            store._source.give(connection)
             loaded: Record | None = await store.load(record.sid)
-            await store.close()
-            return loaded
+            if close:
+                await store.close()
+            return loaded, id(connection.raw)
 
-        assert asyncio.run(use()) == record
-        assert asyncio.run(use()) == record
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # asyncio's, for what was left open
+            first, first_connection = asyncio.run(use(close=False))
+            second, second_connection = asyncio.run(use(close=True))
+            gc.collect()
+
+        assert first == second == record
+        assert first_connection != second_connection
+        assert len(store._source._loops) == 1
 
     # The schema.
 

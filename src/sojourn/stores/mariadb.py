@@ -19,7 +19,7 @@ import asyncmy
 import msgspec
 import pymysql
 from asyncmy import errors as asyncmy_errors
-from pymysql.constants import CLIENT, ER
+from pymysql.constants import ER
 
 from sojourn.core.record import Record
 from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
@@ -147,6 +147,8 @@ _LARGE = 1 << 18
 class Mariadb(Dialect):
     """MariaDB's statements.
 
+    Each UPDATE that is counted raises the version, so that rows found and rows changed, which a
+    connection may count (CLIENT_FOUND_ROWS), are the same.
     An UPDATE assigns from left to right and sees what it has assigned, so `status` comes last.
     """
 
@@ -508,8 +510,6 @@ def _arguments(url: str) -> tuple[dict[str, Any], Settings]:
         "charset": "utf8mb4",
         "autocommit": True,
         "binary_prefix": True,
-        # Count the rows that an UPDATE found, not only those whose values became others.
-        "client_flag": CLIENT.FOUND_ROWS,
     }
     if given.get("ssl", "0") != "0" or "ssl_ca" in given or "ssl_cert" in given:
         context = ssl.create_default_context(cafile=given.get("ssl_ca"))

@@ -628,9 +628,7 @@ class AsyncPool(Generic[A]):
         self._size = size
         self._timeout = timeout
         self._generation = 0
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _OfLoop[A]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._loops: dict[asyncio.AbstractEventLoop, _OfLoop[A]] = {}
 
     async def take(self, fresh: bool = False) -> A:
         """As `Source.take`."""
@@ -689,6 +687,9 @@ class AsyncPool(Generic[A]):
         loop = asyncio.get_running_loop()
         mine = self._loops.get(loop)
         if mine is None:
+            # A weak dictionary would never forget a loop: its connections refer to it.
+            for other in [other for other in self._loops if other.is_closed()]:
+                del self._loops[other]
             mine = self._loops[loop] = _OfLoop(self._size)
         return mine
 

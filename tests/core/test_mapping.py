@@ -411,7 +411,7 @@ def test_only_what_changed_is_encoded(world: Any, monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_what_is_asked_for_is_decoded(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a session of 64 KB only the asked key is decoded; `in`, `len` and iteration decode none."""
+    """Of a session of 64 KB only the asked key is decoded; `in`, `len`, iteration: none."""
     import sojourn.core.session as module
 
     token = world.visit(**{f"key{n}": ["x" * 600] for n in range(100)})

@@ -401,12 +401,10 @@ def test_full_disk(tmp_path: Path) -> None:
                 assert store.create(record)
             filler.write_bytes(bytes(free(disk)))
             large = new_record(NOW, data=os.urandom(600_000))
-            for call in (
-                lambda one=large: store.create(one),
-                lambda one=large: store.replace(next_version(kept, data=one.data), kept.version),
-            ):
+            newer = next_version(kept, data=large.data)
+            for call in (store.create, lambda record: store.replace(record, record.version - 1)):
                 with pytest.raises(StoreUnavailable, match="disk") as caught:
-                    call()
+                    call(large if call == store.create else newer)
                 assert not caught.value.transient
             assert store.load(large.sid) is None
             assert store.load(kept.sid) == kept
@@ -520,6 +518,7 @@ def syncs(path: Path, tmp_path: Path, call: str, synchronous: str = "normal") ->
         ("store.delete(record.sid, Ended(ENDED, 'user', NOW, NOW + 60))", "normal", 1),
         ("store.delete(record.sid, Ended(1, 'user', NOW, NOW + 60))", "normal", 1),
         ("store.delete(record.sid)", "normal", 1),
+        ("store.delete(record.sid); store.create(new_record(NOW))", "normal", 1),
         ("store.due(NOW + 9999, 60.0); store.delete(record.sid)", "normal", 0),
     ],
 )

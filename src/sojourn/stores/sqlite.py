@@ -150,7 +150,7 @@ _REPLACE = (
     f" AND user_name IS {_PARAMETER['user_name']} AND due<={_PARAMETER['deadline']}"
 )
 _REPLACE_ALL = (
-    f"UPDATE {_TABLE} SET {_assigned('sid')},due=min(due,{_PARAMETER['deadline']})"
+    f"UPDATE {_TABLE} SET {_assigned('sid')},due={_PARAMETER['deadline']}"
     f" WHERE sid={_PARAMETER['sid']} AND version={_EXPECTED} AND status IN ({LIVE},{MARK})"
 )
 _TOUCH = (

@@ -82,7 +82,12 @@ class StateInfo(NamedTuple):
             InvalidValue: a field cannot be stored, or would not come back equal.
         """
         try:
-            fields = value.model_dump(round_trip=True) if self.model else value
+            # By alias, since that is how a model is validated; `check` finds what warnings tell.
+            fields = (
+                value.model_dump(round_trip=True, by_alias=True, warnings=False)
+                if self.model
+                else value
+            )
             raw = _encode((self.version, fields))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidValue(f"session[{self.cls.__name__}] cannot be stored: {error}") from error

@@ -722,6 +722,7 @@ def test_url_with_settings() -> None:
         ("redis://h?timeout=0&max_connections=0", {}, "max_connections is 0"),
         ("redis://h?wait=1&wait_timeout=2", {}, "wait_timeout is the smaller"),
         ("redis://h?wait=-1", {}, "wait is -1"),
+        ("redis://h?protocol=3", {}, "protocol is not for a URL"),
         ("redis://h?wayt=1", {}, "redis-py does not take this: .*wayt"),
         ("redis+sentinel://h/s?wayt=1", {}, "redis-py does not take this: .*wayt"),
         ("redis://h:port", {}, "redis-py does not take this: .*port"),

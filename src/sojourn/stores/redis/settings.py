@@ -114,6 +114,8 @@ def read_url(url: str, options: dict[str, Any]) -> tuple[Target, Settings]:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name in Settings.__struct_fields__:
             ours[name] = value
+        elif name in ("protocol", "decode_responses"):
+            faults.append(f"{name} is not for a URL to set; leave it out")
         else:
             theirs.append((name, value))
     try:

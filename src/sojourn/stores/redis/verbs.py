@@ -401,7 +401,7 @@ def earliest(found: list[Any], full: int, limit: int) -> list[str]:
             entries += [
                 (float(at), sid.decode()) for sid, at in zip(page[::2], page[1::2], strict=True)
             ]
-            if len(page) == full:
+            if len(page) == 2 * full:
                 horizon = min(horizon, entries[-1][0])
     return [sid for at, sid in heapq.nsmallest(limit, entries) if at <= horizon]
 

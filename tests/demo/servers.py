@@ -17,7 +17,7 @@ from waitress import wasyncore
 from waitress.server import create_server
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from wsgiref.types import WSGIApplication
 
 PATIENCE = 30.0
 Start = Callable[..., "Server"]

@@ -12,10 +12,11 @@ def main() -> None:
     try:
         from sojourn.cli.commands import cli
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("click", "rich"):
             raise
         sys.exit(
-            f"sojourn: the command needs the package {error.name!r}, which is not installed: "
+            f"sojourn: the command needs the package {package!r}, which is not installed: "
             'pip install "sojourn[cli]"'
         )
     cli()

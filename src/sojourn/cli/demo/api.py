@@ -10,7 +10,7 @@ from sojourn.cli.demo.cart import Cart
 from sojourn.cli.demo.http import Request, Response, json
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
+    from wsgiref.types import StartResponse
 
 __all__ = ["ROUTES", "STREAM", "stream"]
 

@@ -218,7 +218,12 @@ def _time(request: Request) -> Response:
     start = session.created if session.authenticated is None else session.authenticated
     ends = [at + limit.total_seconds() for at, limit in ((now, idle), (start, lifetime)) if limit]
     return render(
-        request, "time.html", end=min(ends), idle=idle, lifetime=lifetime, short=idle == SHORT
+        request,
+        "time.html",
+        left=min(ends) - now,
+        idle=idle,
+        lifetime=lifetime,
+        short=idle == SHORT,
     )
 
 

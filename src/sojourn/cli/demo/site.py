@@ -19,7 +19,7 @@ from sojourn.manager import SessionManager
 from sojourn.web.wsgi import SessionMiddleware
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 __all__ = ["Demo", "make_app"]
 

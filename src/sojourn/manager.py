@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -341,14 +341,19 @@ class SessionManager:
         except StoreUnavailable as error:
             return self._without(error)
 
-    def commit(self, session: Session) -> Committed:
-        """Write what was done to a session; see `flows.commit` for what it raises."""
+    def commit(self, session: Session, *, late: bool = False) -> Committed:
+        """Write what was done to a session; see `flows.commit` for what it raises.
+
+        Args:
+            session: of this manager.
+            late: the head of the answer has left, so a new session is not made.
+        """
         if session._settled():
             return _NOTHING_DONE
         if self._carried:
-            return self._commit_carried(session)
+            return self._commit_carried(session, late)
         try:
-            done = self.run(flows.commit(session, self._env))
+            done = self.run(flows.commit(session, self._env, late))
         except StoreUnavailable as error:
             done = self._uncommitted(error)
         self._note(done)
@@ -367,13 +372,13 @@ class SessionManager:
         """
         if self._carried:
             return self._carried_session(cookie, https, client)
-        tokens = tokens_in(cookie, self.cookie.name_for[https])
         env, who = self._env, client or _NOBODY
-        if not tokens:
-            return Session(env, lambda: Opened(env.clock()), who)
         store = self.astore
         if store.promises.inline and self._store is not None:
             return Session(env, partial(self.open, cookie, https), who)
+        tokens = tokens_in(cookie, self.cookie.name_for[https])
+        if not tokens:
+            return Session(env, lambda: Opened(env.clock()), who)
         try:
             opened = await arun(flows.open_session(tokens, env), store)
         except StoreUnavailable as error:
@@ -381,14 +386,17 @@ class SessionManager:
             return Session(env, lambda: self._without(failure), who)
         return Session(env, lambda: opened, who)
 
-    async def acommit(self, session: Session) -> Committed:
+    async def acommit(self, session: Session, *, late: bool = False) -> Committed:
         """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""
         if session._settled():
             return _NOTHING_DONE
         if self._carried:
-            return self._commit_carried(session)
+            return self._commit_carried(session, late)
         try:
-            done = await _finish(self.arun(flows.commit(session, self._env)))
+            done = await _finish(
+                self.arun(flows.commit(session, self._env, late)),
+                at_once=self.astore.promises.inline,
+            )
         except StoreUnavailable as error:
             done = self._uncommitted(error)
         self._note(done)
@@ -410,11 +418,11 @@ class SessionManager:
         box.append(jar)
         return run(flows.open_session(jar.tokens, self._env), jar)
 
-    def _commit_carried(self, session: Session) -> Committed:
+    def _commit_carried(self, session: Session, late: bool) -> Committed:
         assert isinstance(session, _CarriedSession)
         jar = session.box[0]
-        done = run(flows.commit(session, self._env), jar)
-        done.sealed = jar.sealed(done.token)
+        done = run(flows.commit(session, self._env, late), jar)
+        done.sealed = jar.sealed(session._opened.token)
         if done.sealed is not None and done.max_age is None:
             done.max_age = flows.max_age_of(session, self._env)
         self._note(done)
@@ -679,15 +687,53 @@ _NOBODY = Client()
 _NOTHING_DONE = Committed()
 
 
-async def _finish(awaitable: Coroutine[Any, Any, T]) -> T:
-    """Await to the end, also when the caller is cancelled in the middle; then be cancelled."""
-    task = asyncio.ensure_future(awaitable)
+async def _finish(coroutine: Coroutine[Any, Any, T], *, at_once: bool = False) -> T:
+    """Await to the end, also when the caller is cancelled in the middle; then be cancelled.
+
+    Args:
+        coroutine: what to await.
+        at_once: it is our own code down to the futures that it waits for, and seldom waits at
+            all. So it is begun here, and only gets a task, which costs more than a small write,
+            if it comes to wait. (Others' code may ask in which task it runs, and be misled.)
+    """
+    rest: Coroutine[Any, Any, T] = coroutine
+    if at_once:
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        rest = _rest(coroutine, waits_for)
+    task = asyncio.ensure_future(rest)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         if not task.done():
             await asyncio.wait([task])
         raise
+
+
+async def _rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    """Await what is left of a coroutine that was begun by hand and came to wait."""
+    return await _Rest(coroutine, waits_for)  # type: ignore[no-any-return]
+
+
+class _Rest:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine, waits_for = self._coroutine, self._waits_for
+        while True:
+            step: Any = coroutine.send
+            try:
+                value: Any = yield waits_for
+            except BaseException as error:
+                step, value = coroutine.throw, error
+            try:
+                waits_for = step(value)
+            except StopIteration as stop:
+                return stop.value
 
 
 def _locked(name: str, wait: float) -> Conflict:

@@ -13,7 +13,8 @@ import pytest
 
 from sojourn.core.record import ENDED, ENDING, LIVE, Ended
 from sojourn.stores.base import AsyncStore, Store
-from sojourn.stores.memory import AsyncMemoryStore, MemoryStore
+from sojourn.stores.memory import MemoryStore
+from sojourn.stores.threaded import ThreadedStore
 from sojourn.testing import CHECKS, Check, arun_check, new_record, next_version, run_check
 from sojourn.testing.interleave import any_calls_agree_with_the_model
 from sojourn.testing.races import nothing_rises_after_logout, racing_increments_are_all_kept
@@ -31,13 +32,13 @@ def test_contract(check: Check) -> None:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 async def test_contract_async(check: Check) -> None:
     """The asynchronous one keeps the contract, with tasks."""
-    await arun_check(check, AsyncMemoryStore(MemoryStore()))
+    await arun_check(check, ThreadedStore(MemoryStore()))
 
 
 def test_protocols() -> None:
     """Each is a store of its colour."""
     assert isinstance(MemoryStore(), Store)
-    assert isinstance(AsyncMemoryStore(MemoryStore()), AsyncStore)
+    assert isinstance(ThreadedStore(MemoryStore()), AsyncStore)
 
 
 @pytest.mark.parametrize("seed", range(50))

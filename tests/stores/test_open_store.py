@@ -16,7 +16,7 @@ import sojourn.stores
 from sojourn.errors import ConfigurationError
 from sojourn.stores import open_async_store, open_store
 from sojourn.stores.base import AsyncStore, Store
-from sojourn.stores.memory import AsyncMemoryStore, MemoryStore
+from sojourn.stores.memory import MemoryStore
 from sojourn.stores.threaded import ThreadedStore
 
 SCHEMES = sojourn.stores._SCHEMES
@@ -28,7 +28,7 @@ def test_memory() -> None:
 
     assert type(first) is MemoryStore
     assert first is not second
-    assert type(open_async_store("memory://")) is AsyncMemoryStore
+    assert type(open_async_store("memory://")) is ThreadedStore
 
 
 def test_the_case_of_a_scheme_is_ignored() -> None:
@@ -123,7 +123,7 @@ class TestThirdParties:
     def installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Install a package with stores: one good, one for a scheme that is taken, one in need."""
         (tmp_path / "elsewhere.py").write_text(
-            "from sojourn.stores.memory import MemoryStore, AsyncMemoryStore\n"
+            "from sojourn.stores.memory import MemoryStore\n"
             "class Elsewhere(MemoryStore):\n"
             "    url = ''\n"
             "def from_url(url):\n"
@@ -209,4 +209,4 @@ def test_opening_loads_only_that_store() -> None:
     )
     stores = {name for name in done.stdout.split() if name.startswith("sojourn.stores.")}
 
-    assert stores == {"sojourn.stores.base", "sojourn.stores.memory", "sojourn.stores.threaded"}
+    assert stores == {"sojourn.stores.base", "sojourn.stores.memory"}

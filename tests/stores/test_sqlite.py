@@ -28,7 +28,8 @@ from sojourn.errors import (
     StoreUnavailable,
 )
 from sojourn.stores import sqlite
-from sojourn.stores.sqlite import SqliteStore, WouldBlock, from_url
+from sojourn.stores.base import WouldBlock
+from sojourn.stores.sqlite import SqliteStore, from_url
 from sojourn.stores.threaded import ThreadedStore
 from sojourn.testing import CHECKS, arun_check, new_record, next_version, run_check
 

@@ -9,7 +9,8 @@ import pytest
 
 from sojourn.core.calls import GONE, Call, Count, Flow, Load
 from sojourn.errors import DamagedRecord, StoreUnavailable
-from sojourn.stores.memory import AsyncMemoryStore, MemoryStore
+from sojourn.stores.memory import MemoryStore
+from sojourn.stores.threaded import ThreadedStore
 from sojourn.testing import (
     AsyncFlakyStore,
     Clock,
@@ -111,18 +112,18 @@ def test_a_context_manager_gives_the_store() -> None:
 async def test_async_factories() -> None:
     """A store, a coroutine that makes one, and context managers of both kinds will do."""
 
-    async def later() -> AsyncMemoryStore:
-        return AsyncMemoryStore(MemoryStore())
+    async def later() -> ThreadedStore:
+        return ThreadedStore(MemoryStore())
 
     @contextlib.asynccontextmanager
-    async def managed() -> AsyncIterator[AsyncMemoryStore]:
-        yield AsyncMemoryStore(MemoryStore())
+    async def managed() -> AsyncIterator[ThreadedStore]:
+        yield ThreadedStore(MemoryStore())
 
     @contextlib.contextmanager
-    def plainly_managed() -> Iterator[AsyncMemoryStore]:
-        yield AsyncMemoryStore(MemoryStore())
+    def plainly_managed() -> Iterator[ThreadedStore]:
+        yield ThreadedStore(MemoryStore())
 
-    for make in (lambda: AsyncMemoryStore(MemoryStore()), later, managed, plainly_managed):
+    for make in (lambda: ThreadedStore(MemoryStore()), later, managed, plainly_managed):
         await acheck_store(make, [empty, together])
         with pytest.raises(ContractBroken, match="wrong"):
             await acheck_store(make, [empty, wrong])
@@ -158,7 +159,7 @@ def test_errors_are_thrown_into_the_flow() -> None:
 @pytest.mark.anyio
 async def test_errors_are_thrown_into_the_flow_async() -> None:
     """The same on an event loop."""
-    store = AsyncFlakyStore(AsyncMemoryStore(MemoryStore()), at("count", Fault.UNAVAILABLE))
+    store = AsyncFlakyStore(ThreadedStore(MemoryStore()), at("count", Fault.UNAVAILABLE))
     await arun_check(catches, store)
     with pytest.raises(AssertionError, match="nothing was raised"):
         await arun_check(catches, store)
@@ -169,8 +170,8 @@ async def test_errors_are_thrown_into_the_flow_async() -> None:
 @pytest.mark.anyio
 async def test_the_wrong_colour_is_refused() -> None:
     """Each runner says which other one to use."""
-    with pytest.raises(TypeError, match=r"AsyncMemoryStore is asynchronous.*acheck_store"):
-        run_check(empty, AsyncMemoryStore(MemoryStore()))
+    with pytest.raises(TypeError, match=r"ThreadedStore is asynchronous.*acheck_store"):
+        run_check(empty, ThreadedStore(MemoryStore()))
     with pytest.raises(TypeError, match=r"MemoryStore is blocking.*check_store"):
         await arun_check(empty, MemoryStore())
 
@@ -238,10 +239,10 @@ def test_damaged_records() -> None:
 async def test_damaged_records_async() -> None:
     """The same on an event loop."""
 
-    async def adamage(store: AsyncMemoryStore, sid: str) -> None:
+    async def adamage(store: ThreadedStore, sid: str) -> None:
         store.store.damaged.add(sid)  # type: ignore[attr-defined]
 
-    await acheck_damaged(lambda: AsyncMemoryStore(Damageable()), adamage)
+    await acheck_damaged(lambda: ThreadedStore(Damageable()), adamage)
 
 
 def _create_over_damage(self: Damageable, record):  # type: ignore[no-untyped-def]

@@ -100,7 +100,7 @@ def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:
     """
     try:
         try:
-            raw = _encode(_plain(value, depth, _ATOMS))
+            raw = _encode(value if _is_plain(value, depth) else _plain(value, depth, _ATOMS))
         except OverflowError:
             # An integer of more than 64 bits somewhere: look at each. They are rare.
             raw = _encode(_plain(value, depth, _ATOMS_BUT_INT))
@@ -205,6 +205,26 @@ def split(data: bytes) -> dict[str, bytes]:
 
 class _Refused(Exception):
     """A value that cannot be stored; its text goes on after the key."""
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Tell whether MessagePack holds the value as it is: most are, and then nothing is built."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if depth <= 0:
+        return False
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is not list:
+        return False
+    for item in value:  # noqa: SIM110 - a generator for all() costs more than the look
+        if type(item) not in _ATOMS and not _is_plain(item, depth - 1):
+            return False
+    return True
 
 
 def _plain(value: Any, depth: int, atoms: frozenset[type]) -> Any:

@@ -55,7 +55,7 @@ def only_token(header: str, name: str) -> Token | None:
     # The token must be the whole value, and no other cookie of the name may follow.
     if header[end : end + 1] not in ("", ";") or header.find(start, end) >= 0:
         return None
-    return parse_token(header[at:end])
+    return parse_token(header, at)
 
 
 def tokens_in(header: str, name: str) -> list[Token]:

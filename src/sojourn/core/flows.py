@@ -63,7 +63,8 @@ class Committed(msgspec.Struct):
         overwritten: keys that another request changed meanwhile and this one set anew.
         dropped: why what this request wrote was not kept: "" (it was), "gone" (the session ended
             meanwhile), "login" (a login came between), "shadow" (the cookie was from before one),
-            "damaged" (the stored data cannot be read).
+            "damaged" (the stored data cannot be read), "late" (a new session, and its cookie
+            could not be sent any more).
         events: what happened, for handlers and the log: (event, sid, detail).
     """
 
@@ -162,10 +163,15 @@ def _seal(data: bytes, sid: str, env: Environment) -> bytes:
 # Committing.
 
 
-def commit(session: Session, env: Environment) -> Flow[Committed]:
+def commit(session: Session, env: Environment, late: bool = False) -> Flow[Committed]:
     """Write what a request did to its session: all of it, or nothing.
 
     The session may be used on afterwards and committed again.
+
+    Args:
+        session: what the request used.
+        env: rules, time, randomness.
+        late: no cookie can be sent any more, so no new session is made that nobody could open.
 
     Raises:
         InvalidValue: a value that cannot be stored, or too many; before anything is written.
@@ -199,7 +205,10 @@ def commit(session: Session, env: Environment) -> Flow[Committed]:
         done.events.append(("ended", sid, reason))
         work.ends.pop(0)
     if prepared is not None:
-        yield from _create(session, changes, prepared, done, env)
+        if late:
+            done.dropped = "late"
+        else:
+            yield from _create(session, changes, prepared, done, env)
         return done
     try:
         if status is _UNCHANGED or status is _TOUCHED:

@@ -58,12 +58,19 @@ class Token(msgspec.Struct, frozen=True, gc=False):
         return f"Token(sid={self.sid!r}, secret=...)"
 
 
-def parse_token(text: str) -> Token | None:
-    """Return the two halves, or None for anything that is not exactly a token."""
-    # The length is checked first, so that a megabyte costs no more than a byte.
-    if len(text) != TOKEN_LENGTH:
-        return None
-    found = _match_token(text)
+def parse_token(text: str, at: int | None = None) -> Token | None:
+    """Return the two halves, or None for anything that is not exactly a token.
+
+    Args:
+        text: what came.
+        at: where in it the token begins, with anything behind it; None: it is the whole text.
+    """
+    # The length comes first, so that a megabyte costs no more than a byte.
+    if at is None:
+        if len(text) != TOKEN_LENGTH:
+            return None
+        at = 0
+    found = _match_token(text, at, at + TOKEN_LENGTH)
     return None if found is None else Token(*found.groups())
 
 

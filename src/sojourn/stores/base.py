@@ -43,7 +43,16 @@ import msgspec
 from sojourn.core.calls import Outcome
 from sojourn.core.record import Ended, Record
 
-__all__ = ["AsyncStore", "Promises", "Store"]
+__all__ = ["AsyncStore", "Promises", "Store", "WouldBlock"]
+
+
+class WouldBlock(Exception):
+    """A call that may not wait would have to; nothing was done.
+
+    A blocking store may have a method `attempt(verb, *arguments)` that makes a call only if that
+    takes microseconds, and raises this otherwise. `ThreadedStore` tries it on the event loop,
+    before it goes to a thread.
+    """
 
 
 class Promises(msgspec.Struct, frozen=True, kw_only=True):

@@ -129,13 +129,11 @@ class CookieJar:
         """Return the new value of the cookie, if the record was written.
 
         Args:
-            token: what opens the session from now on; None: what opened it.
+            token: what opens the session from now on.
         """
         record = self._records.get(self._changed or "")
-        if record is None:
+        if record is None or token is None:
             return None
-        if token is None:
-            token = next(one for one in self.tokens if one.sid == record.sid)
         return self._seal(record, token.secret)
 
     def _open(self, value: str) -> tuple[Token, Record] | None:

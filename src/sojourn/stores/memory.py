@@ -26,20 +26,16 @@ import heapq
 import string
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 from msgspec.structs import replace as changed
 
 from sojourn.core.calls import GONE, SAVED, Outcome
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
 from sojourn.stores.base import Promises
-from sojourn.stores.threaded import ThreadedStore
 
-__all__ = ["AsyncMemoryStore", "MemoryStore", "afrom_url", "from_url"]
+__all__ = ["MemoryStore", "from_url"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _BUCKET = 8.0
 """Seconds. Of a million sessions with half an hour each, some 4,000 fall into one."""
@@ -144,6 +140,10 @@ class MemoryStore:
                 )
             self._put(current, record, ended.due)
             return True
+
+    def attempt(self, verb: str, *arguments: Any) -> Any:
+        """Make a call on an event loop: none of them waits for anything (see `WouldBlock`)."""
+        return getattr(self, verb)(*arguments)
 
     def due(self, now: float, lease: float, limit: int = 100) -> list[Record]:
         """As `Store.due`; the lock is given up after each page of entries looked at."""
@@ -304,18 +304,6 @@ class MemoryStore:
                 page.append(record)
 
 
-class AsyncMemoryStore(ThreadedStore):
-    """A `MemoryStore` for event loops: no call waits for anything, so none takes a thread."""
-
-    async def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return method(*args, **kwargs)
-
-
 def from_url(url: str) -> MemoryStore:
     """Return a new, empty store; `memory://` says all there is to say."""
     return MemoryStore()
-
-
-def afrom_url(url: str) -> AsyncMemoryStore:
-    """Return a new, empty store for event loops."""
-    return AsyncMemoryStore(MemoryStore())

@@ -59,7 +59,7 @@ MAX_USER = 512
 """Characters of a user's name: what every database takes into an index."""
 MAX_TEXT = 16_000
 """Characters of address, agent and reason."""
-PAGE = 100
+PAGE = 50
 """Rows that one transaction of a sweep claims at most, so that it holds its locks briefly."""
 
 
@@ -369,7 +369,7 @@ class SqlStore:
         return self._run(self._dialect.do_delete, sid, ended)
 
     def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
-        """As `Store.due`, in transactions of at most 100 rows each."""
+        """As `Store.due`, in transactions of at most 50 rows each."""
         claimed: list[Record] = []
         while True:
             size = min(limit - len(claimed), PAGE)
@@ -450,7 +450,7 @@ class AsyncSqlStore:
         return await self._run(self._dialect.do_delete, sid, ended)
 
     async def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
-        """As `Store.due`, in transactions of at most 100 rows each."""
+        """As `Store.due`, in transactions of at most 50 rows each."""
         claimed: list[Record] = []
         while True:
             size = min(limit - len(claimed), PAGE)

@@ -33,9 +33,9 @@ from sojourn.errors import (
     SojournError,
     StoreUnavailable,
 )
-from sojourn.stores.base import Promises
+from sojourn.stores.base import Promises, WouldBlock
 
-__all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "WouldBlock", "from_url"]
+__all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "from_url"]
 
 T = TypeVar("T")
 
@@ -244,10 +244,6 @@ def _refused(sid: str, error: Exception) -> InvalidValue:
 
 
 # Connections --------------------------------------------------------------------------------------
-
-
-class WouldBlock(Exception):
-    """`SqliteStore.attempt` cannot do it without waiting; nothing was done."""
 
 
 class _Connection:
@@ -572,8 +568,6 @@ class SqliteStore:
         ConfigurationError: a setting that cannot be, an SQLite with known faults, a file that is
             no database, another application's, or of a newer release. The file is untouched.
     """
-
-    WouldBlock = WouldBlock
 
     def __init__(
         self,

@@ -7,11 +7,11 @@ import builtins
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from sojourn.core.calls import Outcome
 from sojourn.core.record import LIVE, Ended, Record
-from sojourn.stores.base import Store
+from sojourn.stores.base import Store, WouldBlock
 
 __all__ = ["ThreadedStore"]
 
@@ -26,7 +26,8 @@ class ThreadedStore:
     """Makes the calls of a blocking store in threads, so that an event loop can await them.
 
     * `load` is made on the loop itself where the store promises that it never waits
-      (`promises.inline`): a thread costs ten times as much as such a read.
+      (`promises.inline`): a thread costs ten times as much as such a read. A write is, where the
+      store can tell beforehand that it need not wait (`stores.base.WouldBlock`).
     * The threads are the store's own. Those of `asyncio.to_thread` are shared with all of the
       application and the loop's name look-ups: when slow work fills them, every request would
       wait for it, and for ever where that work waits for a request.
@@ -43,6 +44,7 @@ class ThreadedStore:
         """Wrap a blocking store; threads are started when needed."""
         self.store = store
         self.promises = store.promises
+        self._attempt: Callable[..., Any] | None = getattr(store, "attempt", None)
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     async def load(self, sid: str) -> Record | None:
@@ -53,15 +55,15 @@ class ThreadedStore:
 
     async def create(self, record: Record) -> bool:
         """As `Store.create`."""
-        return await self._call(self.store.create, record)
+        return await self._try("create", self.store.create, record)
 
     async def replace(self, record: Record, expected_version: int) -> Record | Outcome:
         """As `Store.replace`."""
-        return await self._call(self.store.replace, record, expected_version)
+        return await self._try("replace", self.store.replace, record, expected_version)
 
     async def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
         """As `Store.touch`."""
-        return await self._call(self.store.touch, sid, expected_version, seen, deadline)
+        return await self._try("touch", self.store.touch, sid, expected_version, seen, deadline)
 
     async def delete(self, sid: str, ended: Ended | None = None) -> bool:
         """As `Store.delete`."""
@@ -89,6 +91,17 @@ class ThreadedStore:
             pool, self._pool = self._pool, None
             if pool is not None:
                 pool[1].shutdown(wait=False)
+
+    async def _try(self, verb: str, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call on the loop if the store can do it without waiting, else in a thread."""
+        if self._attempt is not None:
+            try:
+                answer: T = self._attempt(verb, *args)
+            except WouldBlock:
+                pass
+            else:
+                return answer
+        return await self._call(method, *args, **kwargs)
 
     async def _call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make one call in a thread and wait for it; a cancelled wait leaves it running."""

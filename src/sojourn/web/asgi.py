@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from sojourn.core.record import Client
-from sojourn.core.session import Session, Status
+from sojourn.core.session import Session
 from sojourn.errors import Conflict, SojournError, StoreUnavailable
-from sojourn.manager import SessionManager
-from sojourn.web.failure import failure_of
+from sojourn.manager import Committed, SessionManager
+from sojourn.web.failure import failure_of, too_late
 from sojourn.web.headers import Headers, with_session
 
 __all__ = ["COMMIT", "KEY", "SessionMiddleware"]
@@ -67,14 +67,16 @@ class SessionMiddleware:
         session = await self.sessions.asession(cookie, https=request.https, client=_client(scope))
         request.session = scope[KEY] = session
         scope[COMMIT] = request.commit_now
+        request.receive_of_server = receive
         try:
-            await self.app(scope, receive, request.send)
-        except StoreUnavailable as error:
-            if request.sent or error is not session.failure:
-                raise
-            await request.fail(error)
-        except (Exception, asyncio.CancelledError):
-            if self.sessions.commit_on_error or request.sent:
+            await self.app(scope, request.receive, request.send)
+        except (Exception, asyncio.CancelledError) as error:
+            if error is session.failure and not request.sent:
+                await request.fail(session.failure)
+                return
+            # Where the client has gone it is not the application that failed.
+            gone = request.gone or isinstance(error, asyncio.CancelledError)
+            if self.sessions.commit_on_error or (gone and request.sent):
                 await request.finish()
             raise
         else:
@@ -104,23 +106,51 @@ def _client(scope: Scope) -> Client:
 class _Request:
     """One connection: holds the head back until the session is committed."""
 
-    __slots__ = ("_head", "_scope", "_send", "https", "sent", "session", "sessions")
+    __slots__ = (
+        "_head",
+        "_replaced",
+        "_scope",
+        "_send",
+        "gone",
+        "https",
+        "receive_of_server",
+        "sent",
+        "session",
+        "sessions",
+    )
 
     session: Session
+    receive_of_server: Receive
 
     def __init__(self, sessions: SessionManager, scope: Scope, send: Send) -> None:
         self.sessions = sessions
         self.https = scope.get("scheme") in ("https", "wss")
         self.sent = False
+        self.gone = False
+        self._replaced = False
         self._scope = scope
         self._send = send
         self._head: Message | None = None
+
+    async def receive(self) -> Message:
+        """Pass a message of the server on, and note when the client goes."""
+        message = await self.receive_of_server()
+        if message["type"] in ("http.disconnect", "websocket.disconnect"):
+            self.gone = True
+        return message
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application on; the head goes with what follows it."""
         kind = message["type"]
         if self.sent:
-            await self._send(message)
+            # After an answer of ours nothing of the application's is sent.
+            if not self._replaced:
+                try:
+                    await self._send(message)
+                except OSError:
+                    # So a server says that the client has gone (ASGI 2.4).
+                    self.gone = True
+                    raise
         elif kind == "http.response.start":
             self._head = message
         elif kind == "websocket.accept":
@@ -148,13 +178,17 @@ class _Request:
             # The application made an error page of its own out of the store's failure.
             await self.fail(session.failure)
             return False
-        if session.loaded:
+        closing = head["type"] == "websocket.close"
+        if session.loaded or session.failure is not None:
+            # Also where it could not be loaded: the page would be another if it could.
             try:
-                done = await sessions.acommit(session)
+                done = await sessions.acommit(session, late=closing)
             except (StoreUnavailable, Conflict) as error:
                 await self.fail(error)
                 return False
-            if head["type"] != "websocket.close":
+            if closing:
+                self._log_too_late(done)
+            else:
                 plain = [
                     (name.decode("latin-1"), value.decode("latin-1"))
                     for name, value in head.get("headers", ())
@@ -169,7 +203,7 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%r: %s", self._scope["path"], error)
         status, _, headers, body = failure_of(error)
-        self.sent = True
+        self.sent = self._replaced = True
         if self._scope["type"] == "websocket":
             await self._send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
             return
@@ -183,27 +217,19 @@ class _Request:
         Raises:
             StoreUnavailable, Conflict, InvalidValue: as any commit.
         """
-        if self.sent and self._lost():
-            return
-        if self.sent:
-            await self.sessions.acommit(self.session)
-
-    def _lost(self) -> bool:
-        session = self.session
-        if session.loaded and session.is_new and session.status == Status.STARTED:
-            log.error(
-                "%r: the session was first written to after the head of the answer had left; no "
-                "cookie can be set any more, so it is not kept",
-                self._scope["path"],
-            )
-            return True
-        return False
+        if self.sent and not self._replaced:
+            self._log_too_late(await self.sessions.acommit(self.session, late=True))
 
     async def finish(self) -> None:
         """Commit what was changed after the head; a failure can only be logged."""
-        if not self.session.loaded or self._lost():
+        if self._replaced or not self.session.loaded:
             return
         try:
-            await self.sessions.acommit(self.session)
+            self._log_too_late(await self.sessions.acommit(self.session, late=True))
         except SojournError as error:
             log.error("%r: what was changed is lost: %s", self._scope["path"], error)
+
+    def _log_too_late(self, done: Committed) -> None:
+        lost = too_late(done)
+        if lost:
+            log.error("%r: %s", self._scope["path"], lost)

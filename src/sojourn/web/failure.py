@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sojourn.errors import Conflict, SojournError
+from sojourn.manager import Committed
 
-__all__ = ["Failure", "failure_of"]
+__all__ = ["Failure", "failure_of", "too_late"]
 
 Failure = tuple[int, str, list[tuple[str, str]], bytes]
 
@@ -25,3 +26,24 @@ def failure_of(error: SojournError) -> Failure:
         ("Retry-After", "5"),
     ]
     return status, reason, headers, body
+
+
+def too_late(done: Committed) -> str:
+    """Return what a commit after the head could not do, in words for the log; empty: nothing."""
+    if done.dropped == "late":
+        return (
+            "the session was first written to after the head of the answer had left; no cookie "
+            "can be set any more, so it is not kept"
+        )
+    if done.sealed is not None:
+        return (
+            "the session was changed after the head of the answer had left; the cookie that holds "
+            "it cannot be set any more, so the change is lost"
+        )
+    if done.token is not None:
+        return (
+            "the session was renewed, or its lifetime changed, after the head of the answer had "
+            "left; no cookie can be set any more, so the visitor keeps the old one. Do that before "
+            "the first bytes of the body"
+        )
+    return ""

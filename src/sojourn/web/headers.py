@@ -1,10 +1,13 @@
 """What a session adds to the headers of an answer: plain lists in, plain lists out.
 
-Sources: RFC 6265bis (Set-Cookie), RFC 9111 sections 3 and 4.1 (no-store, private, Vary), OWASP
-ASVS 5.0 14.3.2 (no-store beside a session cookie), 14.3.1 (Clear-Site-Data at logout).
+Sources: RFC 6265bis (Set-Cookie), RFC 9111 sections 3 and 4.1 (no-store, private, Vary), RFC 9213
+(targeted cache control), OWASP ASVS 5.0 14.3.2 (no-store beside a session cookie), 14.3.1
+(Clear-Site-Data at logout).
 """
 
 from __future__ import annotations
+
+import re
 
 from sojourn.core.cookie import CookieSettings
 from sojourn.manager import Committed
@@ -15,6 +18,9 @@ Headers = list[tuple[str, str]]
 
 _VARY = ("Vary", "Cookie")
 _PRIVATE = ("Cache-Control", "private")
+_TARGETED = ("-cache-control", "surrogate-control")
+"""What speaks to one kind of shared cache alone (RFC 9213: CDN-Cache-Control and its like)."""
+_DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 
 
 def with_session(headers: Headers, done: Committed, cookie: CookieSettings, https: bool) -> Headers:
@@ -46,8 +52,11 @@ def with_session(headers: Headers, done: Committed, cookie: CookieSettings, http
         if size == 13 and name.lower() == "cache-control":
             caching.append(value)
             continue
-        if size == 4 and name.lower() == "vary" and ("*" in value or "cookie" in value.lower()):
+        if size == 4 and name.lower() == "vary" and _names_cookie(value):
             varies = True
+        if size > 13 and name.lower().endswith(_TARGETED):
+            # It would overrule the Cache-Control below.
+            continue
         out.append(header)
     if not varies:
         out.append(_VARY)
@@ -64,12 +73,21 @@ def with_session(headers: Headers, done: Committed, cookie: CookieSettings, http
     return out
 
 
+def _names_cookie(vary: str) -> bool:
+    """Tell whether a Vary header covers the Cookie header already."""
+    return any(part.strip() in ("*", "cookie") for part in vary.lower().split(","))
+
+
 def _private(caching: list[str], *, no_store: bool) -> str:
     """Return Cache-Control so that no shared cache keeps the answer; and none at all `no_store`."""
     if no_store:
         return "no-store, private"
     kept = []
-    for part in ",".join(caching).split(","):
+    for value in caching:
+        if _DIRECTIVE.sub("", value).strip(","):
+            # A quotation without an end would swallow what follows it.
+            return "private"
+    for part in _DIRECTIVE.findall(",".join(caching)):
         part = part.strip()
         name = part.partition("=")[0].strip().lower()
         # What allows or speaks to shared caches has to go; `private` itself is set below, whole.

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sojourn.core.record import Client
-from sojourn.core.session import Status
 from sojourn.errors import Conflict, SojournError, StoreUnavailable
-from sojourn.manager import SessionManager
-from sojourn.web.failure import failure_of
+from sojourn.manager import Committed, SessionManager
+from sojourn.web.failure import failure_of, too_late
 from sojourn.web.headers import with_session
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ KEY = "sojourn.session"
 """The key of the session in the WSGI environment."""
 
 log = logging.getLogger("sojourn")
+
+_NOT_COMMITTED = Committed()
 
 
 class SessionMiddleware:
@@ -44,14 +45,19 @@ class SessionMiddleware:
         session = environ[KEY] = request.session
         try:
             result = self.app(environ, request.start)
-        except StoreUnavailable as error:
-            if request.sent or error is not session.failure:
-                raise
-            return request.fail(error)
-        except Exception:
-            if sessions.commit_on_error and session.loaded and not request.sent:
-                sessions.commit(session)
+        except Exception as error:
+            if request.answer is not None and error is request.refused:
+                return request.answer
+            if error is session.failure and not request.sent:
+                return request.fail(session.failure)
+            request.broke()
             raise
+        if request.answer is not None:
+            # It went on after a refused write().
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+            return request.answer
         if type(result) is list or type(result) is tuple:
             # The whole body is there, and nothing of the application runs after this.
             failed = request.send_head()
@@ -65,6 +71,12 @@ class _Request:
     # No slots: most requests never set what has a default here.
     head: tuple[str, list[tuple[str, str]], Any] | None = None
     sent = False
+    broken = False
+    """What the application did is not to be kept: it failed, or its answer was replaced."""
+    answer: list[bytes] | None = None
+    """The body of an answer of ours, in place of the application's."""
+    refused: StoreUnavailable | None = None
+    """What write() raised, because of that answer."""
     write: Callable[[bytes], object] | None = None
 
     def __init__(
@@ -86,19 +98,25 @@ class _Request:
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         """Take the application's head (PEP 3333's start_response)."""
-        if exc_info is not None and self.sent:
-            # Too late to change anything: the server raises it.
-            return self.start_response(status, headers, exc_info)
-        if exc_info is None and self.head is not None:
+        if exc_info is not None:
+            self.broken = self.answer is not None or not self.sessions.commit_on_error
+            if self.sent:
+                # Too late to change anything: the server raises it.
+                return self.start_response(status, headers, exc_info)
+        elif self.head is not None:
             raise AssertionError("start_response was called a second time without exc_info")
         self.head = (status, headers, exc_info)
         return self._write
 
     def _write(self, data: bytes) -> None:
         if not self.sent:
-            failed = self.send_head()
-            if failed is not None:
-                raise StoreUnavailable("the session could not be written; the client was told so")
+            self.send_head()
+        if self.answer is not None:
+            self.refused = StoreUnavailable(
+                "the session could not be written, and the client was told so; nothing that "
+                "follows is sent"
+            )
+            raise self.refused
         assert self.write is not None
         self.write(data)
 
@@ -111,9 +129,10 @@ class _Request:
         if session.failure is not None and status[:1] == "5":
             # The application made an error page of its own out of the store's failure.
             return self.fail(session.failure)
-        if session.loaded and (exc_info is None or sessions.commit_on_error):
+        if session.loaded or session.failure is not None:
+            # Also where it could not be loaded: the page would be another if it could.
             try:
-                done = sessions.commit(session)
+                done = _NOT_COMMITTED if self.broken else sessions.commit(session)
             except (StoreUnavailable, Conflict) as error:
                 return self.fail(error)
             headers = with_session(
@@ -130,29 +149,33 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%s %s: %s", self.environ.get("REQUEST_METHOD"), self._path(), error)
         number, reason, headers, body = failure_of(error)
-        self.sent = True
+        self.sent = self.broken = True
         self.write = self.start_response(f"{number} {reason}", headers)
-        return [body]
+        self.answer = [body]
+        return self.answer
 
     def _path(self) -> str:
         return repr(self.environ.get("PATH_INFO", ""))
 
+    def broke(self) -> None:
+        """Keep what was done nevertheless where the operator wants that; and no more later."""
+        if not self.broken and self.sessions.commit_on_error:
+            self.finish()
+        self.broken = True
+
     def finish(self) -> None:
-        """Commit what the body changed; the head has left, so a failure can only be logged."""
+        """Commit what was changed without a new head; a failure can only be logged."""
         session = self.session
-        if not session.loaded:
-            return
-        if session.is_new and session.status == Status.STARTED:
-            log.error(
-                "%s: the session was first written to after the head of the answer had left; no "
-                "cookie can be set any more, so it is not kept",
-                self._path(),
-            )
+        if self.broken or not session.loaded:
             return
         try:
-            self.sessions.commit(session)
+            done = self.sessions.commit(session, late=True)
         except SojournError as error:
             log.error("%s: what the body changed is lost: %s", self._path(), error)
+            return
+        lost = too_late(done)
+        if lost:
+            log.error("%s: %s", self._path(), lost)
 
 
 class _Body:
@@ -169,9 +192,15 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        if self._request.sent:
+        if not self._request.sent:
+            return self._first()
+        try:
             return next(self._chunks)
-        return self._first()
+        except StopIteration:
+            raise
+        except BaseException:
+            self._request.broke()
+            raise
 
     def _first(self) -> bytes:
         """Let the application come to its first bytes, or to its end, then send the head."""
@@ -180,10 +209,11 @@ class _Body:
         try:
             chunk = next((chunk for chunk in self._chunks if chunk), b"")
             failed = request.send_head()
-        except StoreUnavailable as error:
+        except BaseException as error:
             if error is not request.session.failure or request.sent:
+                request.broke()
                 raise
-            failed = request.fail(error)
+            failed = request.fail(request.session.failure)
         if failed is not None:
             self._chunks = iter(())
             return failed[0]
@@ -197,5 +227,4 @@ class _Body:
             if self._close is not None:
                 self._close()
         finally:
-            if self._request.sent:
-                self._request.finish()
+            self._request.finish()

@@ -71,7 +71,8 @@ def demo(host: str, port: int | None, store: str) -> None:
         raise click.ClickException(_refusal(host, port, error)) from error
     try:
         _say(listener, store_name(store), sessions.store.promises.survives)
-        serve(sessions, store_name(store), listener)
+        with sessions.sweeper():
+            serve(sessions, store_name(store), listener)
     finally:
         sessions.close()
 

@@ -156,17 +156,18 @@ def _sign_out(request: Request) -> Response:
 
 @_route("GET", "/devices")
 def _devices(request: Request) -> Response:
-    user = request.session.user
-    records = request.demo.sessions.of_user(user) if user is not None else []
-    records.sort(key=lambda record: record.sid != request.session.sid)
-    return render(request, "devices.html", records=records)
+    session, sessions = request.session, request.demo.sessions
+    user = session.user
+    devices = [] if user is None else sessions.of_user(user, current=session.sid)
+    devices.sort(key=lambda device: not device.current)
+    return render(request, "devices.html", devices=devices)
 
 
 @_form("/devices/end")
 def _end(request: Request) -> Response:
     session, sid = request.session, request.form["sid"]
     user = session.user
-    mine = {record.sid for record in request.demo.sessions.of_user(user)} if user else set()
+    mine = {device.sid for device in request.demo.sessions.of_user(user)} if user else set()
     if sid == session.sid:
         return _sign_out(request)
     if sid in mine and request.demo.sessions.end(sid, "user"):

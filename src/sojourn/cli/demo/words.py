@@ -1,11 +1,10 @@
-"""Times, devices and reasons in words."""
+"""Times and reasons in words."""
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 
-__all__ = ["FILTERS", "agent", "ago", "duration", "ended", "iso", "moment"]
+__all__ = ["FILTERS", "ago", "duration", "ended", "iso", "moment"]
 
 _ENDED = {
     "idle": "it was not used for too long",
@@ -16,39 +15,6 @@ _ENDED = {
     "password": "the password was changed",
     "theft": "somebody else seems to have used it",
 }
-
-# The order matters: many browsers also name those whose pages they want to get.
-_BROWSERS = (
-    ("Edg", "Edge"),
-    ("OPR/", "Opera"),
-    ("SamsungBrowser/", "Samsung Internet"),
-    ("Firefox/", "Firefox"),
-    ("FxiOS/", "Firefox"),
-    ("HeadlessChrome/", "Chrome"),
-    ("Chrome/", "Chrome"),
-    ("CriOS/", "Chrome"),
-    ("Safari/", "Safari"),
-    ("curl/", "curl"),
-)
-_SYSTEMS = (
-    ("Android", "Android"),
-    ("iPhone", "iPhone"),
-    ("iPad", "iPad"),
-    ("Windows", "Windows"),
-    ("CrOS", "ChromeOS"),
-    ("Macintosh", "macOS"),
-    ("Linux", "Linux"),
-)
-
-
-def agent(text: str) -> str:
-    """Return a User-Agent header in words: "Firefox on Linux"."""
-    browser = next((name for mark, name in _BROWSERS if mark in text), "")
-    system = next((name for mark, name in _SYSTEMS if mark in text), "")
-    if browser and system:
-        return f"{browser} on {system}"
-    found = browser or system or re.sub(r"[^ -~]", "", text)[:40].strip()
-    return found or "Unknown device"
 
 
 def duration(seconds: float) -> str:
@@ -85,7 +51,6 @@ def ended(reason: str) -> str:
 
 FILTERS = {
     "ago": ago,
-    "agent": agent,
     "duration": duration,
     "ended": ended,
     "iso": iso,

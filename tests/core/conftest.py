@@ -15,6 +15,7 @@ from sojourn.core.rules import Environment, Rules
 from sojourn.core.session import Opened, Session
 from sojourn.core.token import Token
 from sojourn.drivers import run
+from sojourn.errors import SojournError
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock
 
@@ -45,14 +46,18 @@ class World:
         return run(self._watched(flow), self.store)
 
     def _watched(self, flow: Flow[T]) -> Generator[Call, Any, T]:
-        answer = None
-        while True:
-            try:
-                call = flow.send(answer)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            self.calls.append(call)
-            answer = yield call
+        try:
+            call = next(flow)
+            while True:
+                self.calls.append(call)
+                try:
+                    answer = yield call
+                except SojournError as error:
+                    call = flow.throw(error)
+                else:
+                    call = flow.send(answer)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
 
     def open(self, *tokens: Token | None, client: Client = CLIENT) -> Session:
         """Return the session of a request that came with those tokens; loaded on first use."""

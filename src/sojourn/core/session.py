@@ -711,6 +711,9 @@ class Session(MutableMapping[str, Any]):
     def _reread(self, record: Record, data: bytes) -> None:
         """Stand for the record as it is now; what was handed out before is watched no more."""
         active = self._active
+        if active:
+            # What counts as a use need not have read the values: fill them, to empty them.
+            self._cache  # noqa: B018
         self._begin(record, data)
         if active:
             del self._index, self._cache

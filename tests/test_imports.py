@@ -49,6 +49,7 @@ GOES_BY = {
     "pymysql": {"mariadb"},
     "rich": {"cli"},
     "sqlite3": {"sqlite"},
+    "ua_parser": {"devices"},
     "uvicorn": {"cli"},
     "waitress": {"cli"},
     "webob": {"pyramid"},

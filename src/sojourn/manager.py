@@ -227,6 +227,35 @@ class SessionManager:
         self._astore: AsyncStore | None = None
         self._damage_seen: set[str] = set()
 
+    def describe(self) -> dict[str, Any]:
+        """Return the policy in force, as plain values: what an operator or an auditor asks for.
+
+        Durations are in seconds. Keys are counted, never shown.
+        """
+        rules, cookie = self._env.rules, self.cookie
+        given = self._given
+        return {
+            # Never the URL: it may hold a password.
+            "store": given.partition(":")[0] if isinstance(given, str) else type(given).__name__,
+            "idle_timeout": rules.idle_timeout,
+            "lifetime": rules.lifetime,
+            "touch_interval": rules.touch_interval,
+            "grace": rules.grace,
+            "tombstone": rules.tombstone,
+            "sealed": rules.sealer is not None,
+            "max_bytes": rules.max_bytes,
+            "max_keys": rules.max_keys,
+            "max_depth": rules.max_depth,
+            "max_sessions": rules.max_sessions,
+            "on_too_many": "deny" if rules.deny_new else "end-oldest",
+            "on_theft": rules.on_theft,
+            "on_conflict": "last" if rules.keep_conflicts else "raise",
+            "on_store_error": "continue" if self._continue else "raise",
+            "commit_on_error": self.commit_on_error,
+            "cookie_http": cookie.clear(False),
+            "cookie_https": cookie.clear(True),
+        }
+
     # The store, in the colour that is needed.
 
     @property

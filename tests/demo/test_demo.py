@@ -7,13 +7,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from wsgiref.util import setup_testing_defaults
 
 import httpx
 import pytest
 
-from sojourn import SessionManager
+from sojourn import Conflict, CsrfError, InvalidValue, SessionManager, StoreUnavailable
+from sojourn.cli.demo.http import HttpError, Request, Response
 from sojourn.cli.demo.pages import ROUTES
+from sojourn.cli.demo.site import ROUTES as SITE_ROUTES
 from sojourn.cli.demo.site import SECURITY, make_app
 from sojourn.testing import Clock
 from sojourn.testing.scenarios import check_restart, run_scenarios
@@ -403,12 +406,45 @@ def test_bodies_are_small_and_forms(browser: Browser) -> None:
     assert post("/cart/add", data={"token": token, "item": "nothing"}).status_code == 400
 
 
-def test_head(browser: Browser) -> None:
+def test_head(site: Site) -> None:
     """HEAD answers as GET does, without a body."""
-    answer = browser.http.head("/static/demo.css")
+    environ: dict[str, Any] = {"REQUEST_METHOD": "HEAD", "PATH_INFO": "/static/demo.css"}
+    setup_testing_defaults(environ)
+    head: list[Any] = []
+    body = make_app(site.sessions, "memory://")(environ, lambda *args: head.extend(args))
 
-    assert answer.status_code == 200
-    assert answer.content == b""
+    assert head[0] == "200 OK"
+    assert int(dict(head[1])["Content-Length"]) > 1000
+    assert b"".join(body) == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Conflict("two at once"), 409),
+        (CsrfError("no token"), 403),
+        (InvalidValue("no such value"), 400),
+        (StoreUnavailable("out of reach"), 503),
+        (HttpError(404, "nothing here"), 404),
+    ],
+)
+def test_errors_have_pages_and_keep_nothing(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    """What goes wrong in a page is told on a page, and what was written before is not kept."""
+
+    def page(request: Request) -> Response:
+        request.session.add("visits", 100)
+        raise error
+
+    browser.read("/")
+    monkeypatch.setitem(cast("dict[Any, Any]", SITE_ROUTES), ("GET", "/other"), page)
+    answer = browser.get("/other")
+
+    assert answer.status_code == status
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "<h1>" in answer.text
+    assert count_in(browser.read("/")) == 2
 
 
 def test_files_are_asked_for_again(browser: Browser) -> None:

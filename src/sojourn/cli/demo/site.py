@@ -136,8 +136,6 @@ class Demo:
                 409, "Another request changed your session at this moment. Please send it again."
             ) from None
         except StoreUnavailable:
-            if request.session.failure is not None:
-                raise  # the middleware answers
             raise HttpError(
                 503, "The sessions cannot be reached at the moment. Please try again shortly."
             ) from None

@@ -107,6 +107,7 @@ class _Request:
     """One connection: holds the head back until the session is committed."""
 
     __slots__ = (
+        "_broken",
         "_head",
         "_replaced",
         "_scope",
@@ -127,7 +128,8 @@ class _Request:
         self.https = scope.get("scheme") in ("https", "wss")
         self.sent = False
         self.gone = False
-        self._replaced = False
+        # Nothing more is committed; nothing more of the application's is sent.
+        self._broken = self._replaced = False
         self._scope = scope
         self._send = send
         self._head: Message | None = None
@@ -186,6 +188,9 @@ class _Request:
             except (StoreUnavailable, Conflict) as error:
                 await self.fail(error)
                 return False
+            if done.dropped == "store":
+                # It goes on without; to try again at the end would only wait again.
+                self._broken = True
             if closing:
                 self._log_too_late(done)
             else:
@@ -203,7 +208,7 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%r: %s", self._scope["path"], error)
         status, _, headers, body = failure_of(error)
-        self.sent = self._replaced = True
+        self.sent = self._broken = self._replaced = True
         if self._scope["type"] == "websocket":
             await self._send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
             return
@@ -217,12 +222,12 @@ class _Request:
         Raises:
             StoreUnavailable, Conflict, InvalidValue: as any commit.
         """
-        if self.sent and not self._replaced:
+        if self.sent and not self._broken:
             self._log_too_late(await self.sessions.acommit(self.session, late=True))
 
     async def finish(self) -> None:
         """Commit what was changed after the head; a failure can only be logged."""
-        if self._replaced or not self.session.loaded:
+        if self._broken or not self.session.loaded:
             return
         try:
             self._log_too_late(await self.sessions.acommit(self.session, late=True))

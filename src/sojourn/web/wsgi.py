@@ -60,6 +60,9 @@ class SessionMiddleware:
             return request.answer
         if type(result) is list or type(result) is tuple:
             # The whole body is there, and nothing of the application runs after this.
+            if request.sent:
+                # By write(), and something may have changed since.
+                request.finish()
             failed = request.send_head()
             return result if failed is None else failed
         return _Body(request, result)
@@ -135,6 +138,9 @@ class _Request:
                 done = _NOT_COMMITTED if self.broken else sessions.commit(session)
             except (StoreUnavailable, Conflict) as error:
                 return self.fail(error)
+            if done.dropped == "store":
+                # It goes on without; to try again at the end would only wait again.
+                self.broken = True
             headers = with_session(
                 headers, done, sessions.cookie, self.environ["wsgi.url_scheme"] == "https"
             )

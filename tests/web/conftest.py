@@ -1,0 +1,27 @@
+"""Both middlewares, each test on each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from .kit import SITES, Site
+
+
+@pytest.fixture(params=SITES)
+def make_site(request: pytest.FixtureRequest) -> Callable[..., Site]:
+    """Make sites with settings of their own: `make_site(store, grace=5)`."""
+    kind: type[Site] = SITES[request.param]
+
+    def make(store: Any = None, **settings: Any) -> Site:
+        return kind(store, **settings)
+
+    return make
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    """One site with the default settings."""
+    return make_site()

@@ -352,7 +352,7 @@ class SqlPromises:
         assert len(set(got)) == 600
 
     def test_a_large_claim_is_made_of_short_transactions(self, url: str) -> None:
-        """A sweep of 250 sessions, touched, ended or over, takes at most 100 rows at a time."""
+        """A sweep of 250 sessions, touched, ended or over, takes at most 50 rows at a time."""
         now = time.time()
         with closing(self.make(url)) as store:
             for i in range(250):
@@ -372,8 +372,8 @@ class SqlPromises:
             store._dialect.page = counted
             claimed = store.due(now, 60.0, limit=1000)
 
-            assert len(pages) == 3
-            assert max(pages) == 100
+            assert len(pages) == 6
+            assert max(pages) == 50
             assert len(claimed) == 150
             assert {record.status for record in claimed} == {ENDING}
             assert store.count(status=None) == 200

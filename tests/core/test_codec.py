@@ -454,18 +454,27 @@ BOMBS = {
 }
 
 
+@pytest.mark.parametrize("limit", [1000, 16_000])
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a27_decode_bombs(bomb: bytes) -> None:
-    """A27: nesting without end and lengths that are claimed cost neither time nor memory."""
+def test_a27_decode_bombs(bomb: bytes, limit: int) -> None:
+    """A27: nesting without end and lengths that are claimed cost neither time nor memory.
+
+    Nor does the process die where the limit of recursion has been raised.
+    """
+    before_limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit)
     raw = codec.checked(bomb)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
 
-    for _ in range(5):
-        try:
-            codec.decode_value(raw)
-        except DamagedRecord:
-            pass
+    try:
+        for _ in range(5):
+            try:
+                codec.decode_value(raw)
+            except DamagedRecord:
+                pass
+    finally:
+        sys.setrecursionlimit(before_limit)
 
     assert time.process_time() - start < 0.25
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 * 1024

@@ -22,6 +22,7 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from struct import Struct as Layout
 from typing import Any
 from zlib import crc32
@@ -80,6 +81,7 @@ _CRC = Layout("<I")
 # The CRC-32 of anything followed by its own CRC-32 in little-endian order is this constant.
 _CRC_RESIDUE = 0x2144DF1C
 
+_Decode = Callable[[bytes | memoryview], Any]
 _encode = msgspec.msgpack.Encoder().encode
 # The session puts None into the index it gets, for keys whose value is not in the data; the data
 # itself never holds one.
@@ -284,8 +286,8 @@ def _pack_zoned(value: dt.datetime | dt.time, *_: Any) -> bytes:
     return _encode([value.isoformat(), value.fold, zone])
 
 
-def _unpack_zoned(kind: Any, data: memoryview) -> Any:
-    text, fold, zone = _value_decode(data)
+def _unpack_zoned(kind: Any, data: memoryview, decode: _Decode) -> Any:
+    text, fold, zone = decode(data)
     value = kind.fromisoformat(text)
     if zone is not None:
         try:
@@ -307,28 +309,46 @@ _TAGS: dict[type, tuple[int, Callable[[Any, int, frozenset[type]], bytes]]] = {
     Decimal: (8, lambda value, *_: str(value).encode()),
     uuid.UUID: (9, lambda value, *_: value.bytes),
 }
-_UNTAGS: dict[int, Callable[[memoryview], Any]] = {
-    1: lambda data: tuple(_value_decode(data)),
-    2: lambda data: set(_value_decode(data)),
-    3: lambda data: frozenset(_value_decode(data)),
-    4: lambda data: _unpack_zoned(dt.datetime, data),
-    5: lambda data: dt.date.fromisoformat(str(data, "ascii")),
-    6: lambda data: _unpack_zoned(dt.time, data),
-    7: lambda data: dt.timedelta(*_value_decode(data)),
-    8: lambda data: Decimal(str(data, "ascii")),
-    9: lambda data: uuid.UUID(bytes=bytes(data)),
-    _BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),
+_UNTAGS: dict[int, Callable[[memoryview, _Decode], Any]] = {
+    1: lambda data, decode: tuple(decode(data)),
+    2: lambda data, decode: set(decode(data)),
+    3: lambda data, decode: frozenset(decode(data)),
+    4: lambda data, decode: _unpack_zoned(dt.datetime, data, decode),
+    5: lambda data, _: dt.date.fromisoformat(str(data, "ascii")),
+    6: lambda data, decode: _unpack_zoned(dt.time, data, decode),
+    7: lambda data, decode: dt.timedelta(*decode(data)),
+    8: lambda data, _: Decimal(str(data, "ascii")),
+    9: lambda data, _: uuid.UUID(bytes=bytes(data)),
+    _BIG_INT: lambda data, _: int.from_bytes(data, "big", signed=True),
 }
 
 
-def _untag(code: int, data: memoryview) -> Any:
+def _untag(decode: _Decode, code: int, data: memoryview) -> Any:
+    """Return the value of an extension, whose inside is decoded with `decode`."""
     unpack = _UNTAGS.get(code)
     if unpack is None:
         raise ValueError(f"extension type {code} is not of this version")
-    return unpack(data)
+    return unpack(data, decode)
 
 
-_value_decode: Callable[[bytes | memoryview], Any] = msgspec.msgpack.Decoder(ext_hook=_untag).decode
+def _too_deep(_: bytes | memoryview) -> Any:
+    raise ValueError("extensions are nested deeper than any session may be")
+
+
+def _decoders(levels: int) -> _Decode:
+    """Return a decoder of values in which so many extensions may lie inside each other.
+
+    One decoder for each level, so that the nesting has an end of its own: the interpreter's may
+    have been raised so far that the process dies before it.
+    """
+    decode: _Decode = _too_deep
+    for _ in range(levels):
+        decode = msgspec.msgpack.Decoder(ext_hook=partial(_untag, decode)).decode
+    return decode
+
+
+# Values are 200 containers deep at most (max_depth), and one more inside a datetime.
+_value_decode = _decoders(202)
 
 EMPTY = join({})
 """The data of a session without values."""

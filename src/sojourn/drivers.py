@@ -40,8 +40,9 @@ def _make(call: Call, store: Any) -> Any:
     for left in range(TRIES - 1, -1, -1):
         try:
             answer = call.on(store)
-            if type(answer) is CoroutineType:
-                answer.close()
+            if type(answer) is CoroutineType or hasattr(answer, "__await__"):
+                if type(answer) is CoroutineType:
+                    answer.close()
                 raise ConfigurationError(
                     f"{type(store).__name__} is an asynchronous store; a blocking caller needs a "
                     "blocking one (open_store)"

@@ -122,7 +122,8 @@ class SessionManager:
             on_conflict: "last": where two requests set the same key at once, the last commit
                 wins; "raise": the later one fails with `Conflict`.
             on_store_error: "raise": a request that needs the store gets `StoreUnavailable` (a
-                503); "continue": it goes on with an empty session that is not kept.
+                503); "continue": it goes on with an empty session that is not kept. Ending a
+                session raises all the same: nobody is told that he is logged out who is not.
             commit_on_error: whether a request that ends in an unhandled exception is committed.
             cookie_name, ...: see `CookieSettings`.
             clock, entropy: the time in UTC seconds, and random bytes.
@@ -384,7 +385,7 @@ class SessionManager:
         try:
             done = self.run(flows.commit(session, self._env, late))
         except StoreUnavailable as error:
-            done = self._uncommitted(error)
+            done = self._uncommitted(error, session)
         self._note(done)
         return done
 
@@ -427,7 +428,7 @@ class SessionManager:
                 at_once=self.astore.promises.inline,
             )
         except StoreUnavailable as error:
-            done = self._uncommitted(error)
+            done = self._uncommitted(error, session)
         self._note(done)
         return done
 
@@ -676,11 +677,12 @@ class SessionManager:
         if not self._continue:
             raise error
         log.error("the request goes on without a session: %s", error)
-        return Opened(self._env.clock(), shadow=True)
+        return Opened(self._env.clock(), shadow=True, failure=error)
 
-    def _uncommitted(self, error: StoreUnavailable) -> Committed:
+    def _uncommitted(self, error: StoreUnavailable, session: Session) -> Committed:
         self.counters["store errors"] += 1
-        if not self._continue:
+        if not self._continue or session._working().ends:
+            # Nobody is told that he is logged out who is not.
             raise error
         log.error("what the request did to its session is lost: %s", error)
         return Committed(dropped="store", events=[])

@@ -117,6 +117,7 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
             empty session and nothing that it writes is kept, so that it can neither read what
             the login brought nor replace the cookie that is on its way to the browser.
         ended_before: the visitor's former session, if it is known why it ended.
+        failure: the store did not answer, and the request goes on without its session.
         notes: what is to be reported: (event, sid, detail).
     """
 
@@ -127,6 +128,7 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
     previous: bool = False
     shadow: bool = False
     ended_before: EndedBefore | None = None
+    failure: StoreUnavailable | None = None
     notes: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -572,9 +574,15 @@ class Session(MutableMapping[str, Any]):
 
         Args:
             reason: user, operator, replaced, password, theft; told by `ended_before` later.
+
+        Raises:
+            StoreUnavailable: the request goes on without its session (on_store_error), which
+                therefore cannot be ended.
         """
         if not isinstance(reason, str) or not 0 < len(reason) <= 32:
             raise InvalidValue(f"end({reason!r}): a reason is one short word")
+        if self._opened.failure is not None:
+            raise self._opened.failure
         self._event(Event.END)
         record = self._record
         if record is not None:

@@ -747,6 +747,18 @@ def test_a_file_that_is_cut_while_it_is_used(store: SqliteStore, path: Path) -> 
         assert re.search(r"restore a backup|log of the system", str(error))
 
 
+def test_a_fault_drops_all_connections(store: SqliteStore, path: Path) -> None:
+    """After a fault of the disk no connection is kept from before: it may have the same fault."""
+    record = new_record(NOW, data=os.urandom(50_000))
+    store.create(record)
+    store.close()
+    os.truncate(path, 30_000)
+    store._idle += [store._open() for _ in range(3)]
+    assert isinstance(outcome(store, record.sid), StoreUnavailable)
+
+    assert not store._idle
+
+
 def outcome(store: SqliteStore, sid: str) -> Record | SojournError | None:
     try:
         return store.load(sid)

@@ -482,7 +482,7 @@ class _Connection:
                 self.execute("ROLLBACK")
             raise
 
-    def prepare(self, busy_timeout: float) -> None:
+    def prepare(self) -> None:
         """Make sure of the log and the schema.
 
         Raises `ConfigurationError` where the file is not ours or not for this release; it is left
@@ -491,21 +491,12 @@ class _Connection:
         if self._version() < len(MIGRATIONS) or self.apsw.pragma("journal_mode") != "wal":
             if self.apsw.readonly("main"):
                 raise apsw.ReadOnlyError("the tables of sojourn cannot be made or brought up")
-            self._use_log(busy_timeout)
+            self._use_log()
             self._migrate()
 
-    def _use_log(self, busy_timeout: float) -> None:
+    def _use_log(self) -> None:
         """Switch the file to WAL mode, which stays with it."""
-        stop = time.monotonic() + busy_timeout
-        mode = None
-        while mode is None:
-            try:
-                mode = self.apsw.pragma("journal_mode", "wal")
-            except apsw.BusyError:
-                # SQLite does not wait here by itself, when two processes make the file at once.
-                if time.monotonic() > stop:
-                    raise
-                time.sleep(0.005)
+        mode = self.apsw.pragma("journal_mode", "wal")
         if mode != "wal":
             raise ConfigurationError(
                 f"SQLite cannot share memory there (its journal mode stays {mode}); name a file on "
@@ -840,7 +831,7 @@ class SqliteStore:
                 opened = _open_file(self.path)
                 opened.set_busy_timeout(round(self._busy_timeout * 1000))
                 connection = _Connection(opened, self._synchronous)
-                connection.prepare(self._busy_timeout)
+                connection.prepare()
             except BaseException as error:
                 if opened is not None:
                     opened.close(True)

@@ -145,7 +145,8 @@ class Link:
         self._options["ssl"] = target.tls
         options = {name: value for name, value in self._options.items() if name != "db"}
         if _REDIS_PY < (6, 0):
-            options["cluster_error_retry_attempts"] = 0
+            # With 0, its asynchronous pipelines try not once.
+            options["cluster_error_retry_attempts"] = 1
         node: Any = redis.cluster.ClusterNode
         nodes = [node(*address) for address in target.addresses]
         self.client = self._cluster = redis.RedisCluster(
@@ -268,7 +269,8 @@ class AsyncLink:
         self._options["ssl"] = target.tls
         options = {name: value for name, value in self._options.items() if name != "db"}
         if _REDIS_PY < (6, 0):
-            options["cluster_error_retry_attempts"] = 0
+            # With 0, its asynchronous pipelines try not once.
+            options["cluster_error_retry_attempts"] = 1
         node: Any = redis.asyncio.cluster.ClusterNode
         nodes = [node(*address) for address in target.addresses]
         self.client = self._cluster = redis.asyncio.RedisCluster(

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import waiting
-from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.numeric import Int8BinaryDumper
@@ -468,14 +467,12 @@ def _where_is(raw: Any) -> str:
 
 
 def _adapt(cursor: Any) -> None:
-    """Send every int as a bigint.
+    """Send every int as a bigint, on this cursor alone.
 
     psycopg sends the smallest type that holds the value, and prepares a statement anew for each
     combination of types.
     """
-    adapters = AdaptersMap(cursor.adapters)
-    adapters.register_dumper(int, Int8BinaryDumper)
-    cursor._adapters = adapters
+    cursor.adapters.register_dumper(int, Int8BinaryDumper)
 
 
 class _Connection:
@@ -513,7 +510,6 @@ class _Connection:
             raise _too_slow(self.raw, self._limit) from None
 
     def close(self) -> None:
-        # Not Connection.close, which is polite to prepared statements of a closed pool.
         self.raw.pgconn.finish()
 
 

@@ -244,6 +244,15 @@ def test_held_over_commits(world: Any) -> None:
     assert (back.limit, back.plain, back.raw) == (1, "other", b"3")
 
 
+def test_what_was_saved_is_not_written_again(world: Any) -> None:
+    """A second commit with nothing changed in between writes nothing, nor does it merge."""
+    session = world.open(world.visit(a=1))
+    session[Cart].limit = 3
+    assert world.commit(session).wrote
+
+    assert not world.commit(session).wrote
+
+
 def test_a_failed_commit_may_be_made_again(world: Any) -> None:
     """A change of state is not forgotten when the commit did not get through."""
     from sojourn.core import flows

@@ -43,7 +43,7 @@ def too_late(done: Committed) -> str:
     if done.token is not None:
         return (
             "the session was renewed, or its lifetime changed, after the head of the answer had "
-            "left; no cookie can be set any more, so the visitor keeps the old one. Do that before "
-            "the first bytes of the body"
+            "left; no cookie can be set any more, and an old one works for the grace at most. Do "
+            "that before the first bytes of the body"
         )
     return ""

@@ -374,12 +374,15 @@ class SessionManager:
     def commit(self, session: Session, *, late: bool = False) -> Committed:
         """Write what was done to a session; see `flows.commit` for what it raises.
 
+        It may be called in a request as often as there is something to be saved: each answers
+        with the cookie that is to be set because of all of them.
+
         Args:
             session: of this manager.
             late: the head of the answer has left, so a new session is not made.
         """
         if session._settled():
-            return _NOTHING_DONE
+            return _NOTHING_DONE if late else session._owed or _NOTHING_DONE
         if self._carried:
             return self._commit_carried(session, late)
         try:
@@ -387,7 +390,7 @@ class SessionManager:
         except StoreUnavailable as error:
             done = self._uncommitted(error, session)
         self._note(done)
-        return done
+        return done if late else _with_owed(session, done)
 
     # The same on an event loop.
 
@@ -419,7 +422,7 @@ class SessionManager:
     async def acommit(self, session: Session, *, late: bool = False) -> Committed:
         """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""
         if session._settled():
-            return _NOTHING_DONE
+            return _NOTHING_DONE if late else session._owed or _NOTHING_DONE
         if self._carried:
             return self._commit_carried(session, late)
         try:
@@ -430,7 +433,7 @@ class SessionManager:
         except StoreUnavailable as error:
             done = self._uncommitted(error, session)
         self._note(done)
-        return done
+        return done if late else _with_owed(session, done)
 
     # Where the cookie holds the record itself: no store is asked, so both colours are one.
 
@@ -456,7 +459,7 @@ class SessionManager:
         if done.sealed is not None and done.max_age is None:
             done.max_age = flows.max_age_of(session, self._env)
         self._note(done)
-        return done
+        return done if late else _with_owed(session, done)
 
     # Events.
 
@@ -716,6 +719,18 @@ class _CarriedSession(Session):
 
 _NOBODY = Client()
 _NOTHING_DONE = Committed()
+
+
+def _with_owed(session: Session, done: Committed) -> Committed:
+    """Add what earlier commits of the request have to tell the browser: they had no answer yet."""
+    owed: Committed | None = session._owed
+    if owed is not None:
+        if done.token is None and done.sealed is None and not done.cleared:
+            done.token, done.sealed, done.max_age = owed.token, owed.sealed, owed.max_age
+        done.cleared |= owed.cleared
+    if done.token is not None or done.sealed is not None or done.cleared:
+        session._owed = done
+    return done
 
 
 async def _finish(coroutine: Coroutine[Any, Any, T], *, at_once: bool = False) -> T:

@@ -578,6 +578,78 @@ def test_conflict(make_site: MakeSite) -> None:
     assert site.visit(read).body == b"3"
 
 
+def test_too_many_sessions(make_site: MakeSite) -> None:
+    """A login that the rules refuse is a clear 403 and no cookie, not an error of the server."""
+    site = make_site(max_sessions=1, on_too_many="deny")
+    site.visit(lambda session: session.login("alice"))
+
+    answer = site.request(lambda session: session.login("alice"), cookie="")
+
+    assert answer.status == 403
+    assert answer.all("Set-Cookie") == []
+    assert site.sessions.count("alice") == 1
+
+
+# Commits in between.
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_commit_in_the_middle(site: Site, known: bool) -> None:
+    """An application may commit by itself: the answer brings the cookie that is due to that."""
+    if known:
+        site.visit(write)
+
+    def handler(session: Session) -> str:
+        session.login("alice")
+        commit(site, session)
+        session["b"] = 2
+        commit(site, session)
+        return ""
+
+    answer = site.visit(handler)
+
+    assert answer.token
+    assert site.visit(lambda session: [session.user, session["b"]]).body == b"['alice', 2]"
+
+
+def test_an_end_in_the_middle(site: Site) -> None:
+    """Of a session that was made and ended within a request the browser keeps no cookie."""
+    site.visit(write)
+
+    def handler(session: Session) -> str:
+        session.renew()
+        commit(site, session)
+        session.end()
+        commit(site, session)
+        return ""
+
+    answer = site.visit(handler, https=False)
+
+    assert len(answer.all("Set-Cookie")) == 1
+    assert "Max-Age=0" in answer.all("Set-Cookie")[0]
+
+
+def test_a_login_under_a_lock(make_site: MakeSite) -> None:
+    """`exclusive` commits first what was done so far; its cookie is not forgotten."""
+    site = make_site()
+    site.visit(write)
+
+    def handler(session: Session) -> str:
+        session.login("alice")
+        with site.sessions.exclusive(session):
+            session["a"] += 1
+        return ""
+
+    site.visit(handler)
+
+    assert site.visit(lambda session: [session.user, session["a"]]).body == b"['alice', 2]"
+
+
+def commit(site: Site, session: Session) -> None:
+    """Commit as a blocking application does."""
+    site.sessions.commit(session)
+
+
 # Late uses: the head has left.
 
 

@@ -165,6 +165,7 @@ class Session(MutableMapping[str, Any]):
         "_index",
         "_load",
         "_opened",
+        "_owed",
         "_record",
         "_status",
         "_work",
@@ -185,6 +186,8 @@ class Session(MutableMapping[str, Any]):
         self._load: Callable[[], Opened] | None = load
         self._client = client
         self._failure: StoreUnavailable | None = None
+        # What a commit has to tell the browser; kept for the one that is made at the head.
+        self._owed: Any = None
 
     def __getattr__(self, name: str) -> Any:
         # A slot that is not filled yet. It costs nothing once it is, and makes "was the session

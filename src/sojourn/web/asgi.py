@@ -16,7 +16,7 @@ from typing import Any
 
 from sojourn.core.record import Client
 from sojourn.core.session import Session
-from sojourn.errors import Conflict, SojournError, StoreUnavailable
+from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
 from sojourn.web.failure import failure_of, too_late
 from sojourn.web.headers import Headers, with_session
@@ -185,7 +185,7 @@ class _Request:
             # Also where it could not be loaded: the page would be another if it could.
             try:
                 done = await sessions.acommit(session, late=closing)
-            except (StoreUnavailable, Conflict) as error:
+            except (StoreUnavailable, Conflict, TooManySessions) as error:
                 await self.fail(error)
                 return False
             if done.dropped == "store":

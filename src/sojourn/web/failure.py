@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sojourn.errors import Conflict, SojournError
+from sojourn.errors import Conflict, SojournError, TooManySessions
 from sojourn.manager import Committed
 
 __all__ = ["Failure", "failure_of", "too_late"]
@@ -12,7 +12,12 @@ Failure = tuple[int, str, list[tuple[str, str]], bytes]
 
 def failure_of(error: SojournError) -> Failure:
     """Return status, reason, headers and body for an error that reached the middleware."""
-    if isinstance(error, Conflict):
+    if isinstance(error, TooManySessions):
+        status, reason = 403, "Forbidden"
+        text = (
+            "You are signed in on as many devices as you may be. Sign out on one of them first.\n"
+        )
+    elif isinstance(error, Conflict):
         status, reason = 409, "Conflict"
         text = "Another request changed your session at the same time. Please try again.\n"
     else:
@@ -23,8 +28,9 @@ def failure_of(error: SojournError) -> Failure:
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store, private"),
-        ("Retry-After", "5"),
     ]
+    if status == 503:
+        headers.append(("Retry-After", "5"))
     return status, reason, headers, body
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sojourn.core.record import Client
-from sojourn.errors import Conflict, SojournError, StoreUnavailable
+from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
 from sojourn.web.failure import failure_of, too_late
 from sojourn.web.headers import with_session
@@ -136,7 +136,7 @@ class _Request:
             # Also where it could not be loaded: the page would be another if it could.
             try:
                 done = _NOT_COMMITTED if self.broken else sessions.commit(session)
-            except (StoreUnavailable, Conflict) as error:
+            except (StoreUnavailable, Conflict, TooManySessions) as error:
                 return self.fail(error)
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.

@@ -6,11 +6,15 @@ Pure functions of numbers; all times are UTC seconds, all durations seconds.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sojourn.core.record import Record
 from sojourn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sojourn.core.rules import Rules
 
 __all__ = [
     "MAX_COOKIE_AGE",
@@ -22,6 +26,7 @@ __all__ = [
     "expired_reason",
     "seconds",
     "start_of",
+    "touch_interval_of",
 ]
 
 MAX_COOKIE_AGE = 400 * 86400
@@ -88,6 +93,19 @@ def deadline_of(
 def start_of(record: Record) -> float:
     """Return when a record's lifetime began: at its creation or the last login."""
     return record.created if record.authenticated is None else record.authenticated
+
+
+def touch_interval_of(record: Record, rules: Rules) -> float:
+    """Return how long a session must have gone unseen before a mere use is written.
+
+    That of the rules; of a session with an idle timeout of its own, that is shorter, the same
+    part of it: a session in use must never end because its uses were not worth writing.
+    """
+    idle = record.idle_timeout
+    if idle == rules.idle_timeout or idle is None:
+        return rules.touch_interval
+    longest = rules.idle_timeout or rules.lifetime or idle
+    return rules.touch_interval * min(1.0, idle / longest)
 
 
 def expired_reason(record: Record) -> str:

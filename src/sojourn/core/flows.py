@@ -24,7 +24,7 @@ from sojourn.core.calls import (
     Touch,
 )
 from sojourn.core.ending import unseal
-from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of
+from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of, touch_interval_of
 from sojourn.core.operations import Changes, Segments, apply, overwritten
 from sojourn.core.record import LIVE, MARK, Record
 from sojourn.core.rules import Environment
@@ -292,7 +292,9 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
     now = env.clock()
     if session._opened.previous:
         return
-    if session._status is not _TOUCHED and now - record.seen < env.rules.touch_interval:
+    if session._status is not _TOUCHED and now - record.seen < touch_interval_of(
+        record, env.rules
+    ):
         return
     seen = max(record.seen, now)
     deadline = deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sojourn.errors import NewerState as NewerState
     from sojourn.errors import SessionEnded as SessionEnded
     from sojourn.errors import SojournError as SojournError
+    from sojourn.errors import StateMismatch as StateMismatch
     from sojourn.errors import StoreUnavailable as StoreUnavailable
     from sojourn.errors import TooManySessions as TooManySessions
     from sojourn.manager import Committed as Committed
@@ -66,6 +67,7 @@ _WHERE = {
         "NewerState",
         "SessionEnded",
         "SojournError",
+        "StateMismatch",
         "StoreUnavailable",
         "TooManySessions",
     ),

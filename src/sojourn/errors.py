@@ -14,6 +14,7 @@ __all__ = [
     "NewerState",
     "SessionEnded",
     "SojournError",
+    "StateMismatch",
     "StoreUnavailable",
     "TooManySessions",
 ]
@@ -60,7 +61,14 @@ class InvalidValue(SojournError, ValueError):
     """A key or a value that a session cannot keep."""
 
 
-class NewerState(SojournError):
+class StateMismatch(SojournError):
+    """Stored typed state does not fit its class: the class has changed, and its version has not.
+
+    The stored state stays as it is: a fault of a release costs nobody their session.
+    """
+
+
+class NewerState(StateMismatch):
     """Typed state that newer code wrote; this code leaves it untouched, byte for byte."""
 
 

@@ -6,8 +6,11 @@ marks: records that are no sessions, changed by compare-and-swap like any other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
+from sojourn.core import codec
 from sojourn.core.calls import (
     SAVED,
     Bury,
@@ -29,11 +32,13 @@ from sojourn.core.token import name_to_sid
 from sojourn.errors import DamagedRecord, TooManySessions
 
 __all__ = [
+    "SKEW",
     "Swept",
     "acquire",
     "end",
     "end_all_of",
-    "epoch_of",
+    "extend",
+    "may_log_in",
     "records_of",
     "release",
     "reserve",
@@ -51,6 +56,9 @@ _SET_ASIDE = 100 * 365 * 86400.0
 _RESERVED = 60.0
 """How long a login that is under way keeps its place among its user's sessions."""
 _PAGE = 100
+SKEW = 60.0
+"""How far apart the clocks of two workers may be: a sweep comes that much later, so that none whose
+clock is ahead ends a session that lives by another's."""
 
 
 class Swept(msgspec.Struct):
@@ -106,32 +114,37 @@ def _awaited(env: Environment) -> bool:
     return "ended" in handlers or "ended in transaction" in handlers
 
 
-def _tombstone(reason: str, now: float, env: Environment) -> Ended | None:
+def _tombstone(reason: str, now: float, env: Environment, at: float | None = None) -> Ended | None:
     keep = env.rules.tombstone
-    return Ended(ENDED, reason, now, now + keep) if keep else None
+    return Ended(ENDED, reason, now if at is None else at, now + keep) if keep else None
+
+
+def _end_of(record: Record, now: float) -> float:
+    """Return when a session that is over came to its end: that a sweep came later is no matter."""
+    return now if record.reason else min(now, record.deadline)
 
 
 def _finish(record: Record, env: Environment) -> Flow[bool]:
     """Run the handlers of a session that is ending, then bury it; whether all of them ran."""
     now, rules = env.clock(), env.rules
     reason = expired_reason(record)
+    at = _end_of(record, now)
     try:
         session = _final(record, env)
     except DamagedRecord:
-        # Its handlers have nothing to be given; the tombstone says what became of it.
-        yield Delete(record.sid, _tombstone("damaged", now, env))
-        return True
+        # Whoever has to tidy up after a session has to for this one too: sid and user are known.
+        session, reason = _emptied(record, env), "damaged"
     failed: list[str] = []
     if "ended" in rules.handlers:
         failed = yield Tell("ended", session, reason)
     if not failed and "ended in transaction" in rules.handlers:
         # The tombstone and what the handlers wrote become true in one step, or neither does.
         keep = max(rules.tombstone, 1.0)
-        failed = yield Bury(Ended(ENDED, reason, now, now + keep), session, reason)
+        failed = yield Bury(Ended(ENDED, reason, at, now + keep), session, reason)
         if not failed:
             return True
     if not failed:
-        yield Delete(record.sid, _tombstone(reason, now, env))
+        yield Delete(record.sid, _tombstone(reason, now, env, at))
         return True
     if record.attempts >= rules.max_attempts:
         due = now + _SET_ASIDE
@@ -144,9 +157,21 @@ def _finish(record: Record, env: Environment) -> Flow[bool]:
 
 
 def _final(record: Record, env: Environment) -> Session:
-    """Return the session as it was at its end, for handlers to read."""
+    """Return the session as it was at its end, for handlers to read.
+
+    Raises:
+        DamagedRecord: its values cannot be read.
+    """
     at = env.clock()
-    opened = Opened(at, record, unseal(record, env))
+    data = unseal(record, env)
+    codec.split(data)
+    opened = Opened(at, record, data)
+    return Session(env, lambda: opened)
+
+
+def _emptied(record: Record, env: Environment) -> Session:
+    """Return a session whose values cannot be read any more: without them."""
+    opened = Opened(env.clock(), msgspec.structs.replace(record, data=codec.EMPTY), codec.EMPTY)
     return Session(env, lambda: opened)
 
 
@@ -160,7 +185,11 @@ def suspected(sid: str, env: Environment) -> Flow[list[str]]:
     if record is None or record.status != LIVE:
         return []
     if "suspicious" in env.rules.handlers:
-        yield Tell("suspicious", _final(record, env), "theft")
+        try:
+            session = _final(record, env)
+        except DamagedRecord:
+            session = _emptied(record, env)
+        yield Tell("suspicious", session, "theft")
     if policy == "end-user" and record.user is not None:
         return (yield from end_all_of(record.user, None, "theft", env))
     if policy != "log" and (yield from end(sid, "theft", env)):
@@ -171,16 +200,20 @@ def suspected(sid: str, env: Environment) -> Flow[list[str]]:
 # Those whose time is over.
 
 
-def sweep(env: Environment, owner: str, page: int = _PAGE) -> Flow[Swept]:
+def sweep(
+    env: Environment, owner: str, page: int = _PAGE, stop: Callable[[], bool] | None = None
+) -> Flow[Swept]:
     """End all sessions that are over, page by page; run their handlers; forget old tombstones.
 
     One sweeper is at work at a time, whoever comes first; one that dies is followed by another
-    when its lease is over.
+    when its lease is over. Sessions are ended `SKEW` seconds after their deadline; until then
+    they are over for requests, and nothing is lost.
 
     Args:
         env: rules, time, randomness.
         owner: a name for this sweeper that no other has.
         page: how many sessions are claimed at once.
+        stop: asked before each page whether to leave the rest to the next sweep.
     """
     done = Swept()
     rules = env.rules
@@ -188,27 +221,36 @@ def sweep(env: Environment, owner: str, page: int = _PAGE) -> Flow[Swept]:
         done.busy = True
         return done
     held_until = env.clock() + rules.lease
-    while True:
+    while stop is None or not stop():
         now = env.clock()
         if now > held_until - rules.lease / 2:
             if not (yield from acquire("sweep", owner, rules.lease, env)):
                 return done
             held_until = now + rules.lease
-        records: list[Record] = yield Due(now, rules.lease, page)
+        # Claimed until `now + lease`, as others see it who also look at what was due before.
+        records: list[Record] = yield Due(now - SKEW, rules.lease + SKEW, page)
         if not records:
-            return done
+            break
         for record in records:
             if env.clock() > now + rules.lease / 2:
                 # Others may claim the rest when the lease is over; do not run into that.
                 break
             if not _awaited(env):
-                yield Delete(record.sid, _tombstone(expired_reason(record), now, env))
+                end = _end_of(record, now)
+                yield Delete(record.sid, _tombstone(expired_reason(record), now, env, end))
                 done.ended += 1
+            elif record.attempts > rules.max_attempts:
+                # Whoever ran its handlers so often did not live to tell that they had failed.
+                yield Delete(record.sid, Ended(ENDING, "", now, now + _SET_ASIDE))
+                done.failed += 1
+                done.set_aside += 1
             elif (yield from _finish(record, env)):
                 done.ended += 1
             else:
                 done.failed += 1
                 done.set_aside += record.attempts >= rules.max_attempts
+    yield from release("sweep", owner, env)
+    return done
 
 
 def set_aside(env: Environment) -> Flow[list[Record]]:
@@ -254,7 +296,7 @@ def end_all_of(user: str, keep: str | None, reason: str, env: Environment) -> Fl
     sessions then; a login writes its session first and looks at the mark then. So one of the two
     sees the other.
     """
-    yield from _raise_epoch(user, env)
+    yield from _raise_epoch(user, keep, env)
     ended = []
     after = ""
     while True:
@@ -267,10 +309,23 @@ def end_all_of(user: str, keep: str | None, reason: str, env: Environment) -> Fl
         after = page[-1].sid
 
 
-def epoch_of(user: str) -> Flow[int]:
-    """Return a number that grows whenever all sessions of a user are ended."""
+def may_log_in(user: str, sid: str, at: float) -> Flow[int | None]:
+    """Return the epoch to log a user in under; None: all sessions of the user were ended since.
+
+    A login counts from when `Session.login` was called, so one whose password was checked before
+    all sessions were ended does not outlive that, however late it is committed.
+
+    Args:
+        user: who logs in.
+        sid: of the session; the one that was to be kept when the others were ended may.
+        at: when `Session.login` was called.
+    """
     mark = yield from _mark(_mark_of(user))
-    return 0 if mark is None else mark.generation
+    if mark is None:
+        return 0
+    if mark.generation and mark.created > at and mark.reason != sid:
+        return None
+    return mark.generation
 
 
 def stands(user: str, sid: str, epoch: int, env: Environment) -> Flow[bool]:
@@ -279,7 +334,7 @@ def stands(user: str, sid: str, epoch: int, env: Environment) -> Flow[bool]:
     Args:
         user: who logged in.
         sid: of the session.
-        epoch: what `epoch_of` said before it was written.
+        epoch: what `may_log_in` said before it was written.
         env: rules, time, randomness.
     """
     mark = yield from _mark(_mark_of(user))
@@ -326,14 +381,14 @@ def reserve(user: str, sid: str, env: Environment) -> Flow[list[str]]:
             return going
 
 
-def _raise_epoch(user: str, env: Environment) -> Flow[None]:
+def _raise_epoch(user: str, keep: str | None, env: Environment) -> Flow[None]:
     name = _mark_of(user)
     while True:
         mark = yield from _mark(name)
         now = env.clock()
         # From the clock, so that a mark that was swept is never counted from 0 again.
         epoch = max(1, int(now * 1000), 0 if mark is None else mark.generation + 1)
-        if (yield from _put_mark(name, mark, None, epoch, env)):
+        if (yield from _put_mark(name, mark, None, epoch, env, keep)):
             return
 
 
@@ -362,10 +417,26 @@ def acquire(name: str, owner: str, lease: float, env: Environment, wait: float =
         if free and (yield from _put_lock(sid, mark, owner, now + lease, env)):
             return True
         if now - begun >= wait:
-            return False
+            if not free:
+                return False
+            # Somebody was faster; or it was this very call, whose first answer got lost.
+            mark = yield from _mark(sid)
+            return mark is not None and mark.reason == owner and mark.deadline > now
         tries += 1
         spread = 0.5 + int.from_bytes(env.entropy(2)) / 131072
         yield Pause(min(0.001 * 2 ** min(tries, 6), 0.05) * spread)
+
+
+def extend(name: str, owner: str, lease: float, env: Environment) -> Flow[bool]:
+    """Keep a lock for longer; False where anybody may have had it since we took it.
+
+    Not `acquire`, which is content with a lock that another took and gave back meanwhile.
+    """
+    sid = name_to_sid("lock:" + name)
+    mark = yield from _mark(sid)
+    if mark is None or mark.reason != owner:
+        return False
+    return (yield from _put_lock(sid, mark, owner, env.clock() + lease, env))
 
 
 def release(name: str, owner: str, env: Environment) -> Flow[bool]:
@@ -395,13 +466,21 @@ def _mark(sid: str) -> Flow[Record | None]:
 
 
 def _put_mark(
-    sid: str, mark: Record | None, data: bytes | None, epoch: int | None, env: Environment
+    sid: str,
+    mark: Record | None,
+    data: bytes | None,
+    epoch: int | None,
+    env: Environment,
+    keep: str | None = None,
 ) -> Flow[bool]:
+    # `created` and `reason` of a mark: when all sessions were ended last, and which was to stay.
     now = env.clock()
     until = now + max(_MARK_TIME, 2 * (env.rules.lifetime or 0.0))
     if mark is None:
         new = _new_mark(sid, now, until)
-        new = msgspec.structs.replace(new, data=data or b"", generation=epoch or 0)
+        new = msgspec.structs.replace(
+            new, data=data or b"", generation=epoch or 0, reason=keep or ""
+        )
         return (yield Create(new))  # type: ignore[no-any-return]
     new = msgspec.structs.replace(
         mark,
@@ -410,6 +489,8 @@ def _put_mark(
         deadline=max(mark.deadline, until),
         data=mark.data if data is None else data,
         generation=mark.generation if epoch is None else epoch,
+        created=mark.created if epoch is None else now,
+        reason=mark.reason if epoch is None else keep or "",
     )
     return (yield Replace(new, mark.version)) is SAVED
 

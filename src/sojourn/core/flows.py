@@ -24,7 +24,13 @@ from sojourn.core.calls import (
     Touch,
 )
 from sojourn.core.ending import unseal
-from sojourn.core.expiry import MAX_COOKIE_AGE, deadline_of, expired_reason, start_of, touch_interval_of
+from sojourn.core.expiry import (
+    MAX_COOKIE_AGE,
+    deadline_of,
+    expired_reason,
+    start_of,
+    touch_interval_of,
+)
 from sojourn.core.operations import Changes, Segments, apply, overwritten
 from sojourn.core.record import LIVE, MARK, Record
 from sojourn.core.rules import Environment
@@ -47,7 +53,8 @@ _TOUCHED, _RENEWED = Status.TOUCHED, Status.RENEWED
 
 _TRIES = 200
 """Compare-and-swap that fails this often means that something is wrong, not busy."""
-_COMMITS = 4
+_COMMITS = 16
+"""How many commits of others may come upon one whose answer got lost, for it to find itself."""
 
 
 class Committed(msgspec.Struct):
@@ -264,7 +271,9 @@ def _create(
         agent=_shown(client.agent, 400),
         commits=commit_id,
     )
-    epoch = (yield from _begin_login(session, env)) if work.login else 0
+    epoch = (yield from _begin_login(session, done, env)) if work.login else 0
+    if epoch is None:
+        return
     if not (yield Create(record)):
         # The sid is random: what lies there is our own first try, whose answer got lost.
         there: Record | None = yield Load(sid)
@@ -292,9 +301,11 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
     now = env.clock()
     if session._opened.previous:
         return
-    if session._status is not _TOUCHED and now - record.seen < touch_interval_of(
-        record, env.rules
-    ):
+    if _is_over(session, record, now):
+        # Sat out in this very request: whoever asked meanwhile was told that it had ended.
+        done.dropped = "gone"
+        return
+    if session._status is not _TOUCHED and now - record.seen < touch_interval_of(record, env.rules):
         return
     seen = max(record.seen, now)
     deadline = deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)
@@ -309,6 +320,17 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
 _NOTHING = Changes()
 
 
+def _is_over(session: Session, record: Record, now: float) -> bool:
+    """Tell whether a session's time ran out during the request itself.
+
+    The request was a use, at its beginning; that is what its end is counted from.
+    """
+    if now < record.deadline:
+        return False
+    seen = max(record.seen, session._opened.now) if session._active else record.seen
+    return now >= deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)
+
+
 def _replace(session: Session, changes: Changes, done: Committed, env: Environment) -> Flow[None]:
     """Write to the record that was loaded, or merge into the one that took its place."""
     loaded = session._record
@@ -317,7 +339,9 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
     renewing = session._status is _RENEWED
     work = session._working()
     login = work.login
-    epoch = (yield from _begin_login(session, env)) if login else 0
+    epoch = (yield from _begin_login(session, done, env)) if login else 0
+    if epoch is None:
+        return
     commit_id = drawn(env.entropy, 8)
     secret = new_secret(env.entropy) if renewing else ""
     current, data, before = loaded, session._data, codec.split(session._data)
@@ -328,6 +352,10 @@ def _replace(session: Session, changes: Changes, done: Committed, env: Environme
             new_segments = apply(segments, changes, env.rules.max_depth)
             new_data = codec.join(new_segments)
             _check_size(new_segments, len(new_data), env)
+        if _is_over(session, current, env.clock()):
+            done.dropped = "gone"
+            done.events.append(("dropped", loaded.sid, "the session ended meanwhile"))
+            return
         record = _next(session, current, new_data, secret, commit_id, env)
         answer: Record | Outcome = yield Replace(record, current.version)
         if answer is SAVED:
@@ -464,10 +492,19 @@ def _check_size(segments: Segments, size: int, env: Environment) -> None:
 # Logging in.
 
 
-def _begin_login(session: Session, env: Environment) -> Flow[int]:
-    """Take a place for a login; returns what the user's mark says before anything is written."""
-    user: str = session._working().head["user"]
-    epoch = yield from ending.epoch_of(user)
+def _begin_login(session: Session, done: Committed, env: Environment) -> Flow[int | None]:
+    """Take a place for a login; returns what the user's mark says before anything is written.
+
+    None: the user's sessions were all ended since `login` was called, so there is no login.
+    """
+    head = session._working().head
+    user: str = head["user"]
+    epoch = yield from ending.may_log_in(user, session.sid, head["authenticated"])
+    if epoch is None:
+        done.dropped = "gone"
+        done.events.append(("dropped", session.sid, "the user's sessions were ended meanwhile"))
+        session._restart()
+        return None
     for sid in (yield from ending.reserve(user, session.sid, env)):
         yield from ending.end(sid, "replaced", env)
     return epoch

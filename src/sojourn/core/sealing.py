@@ -87,10 +87,36 @@ def _key_id(key: bytes) -> bytes:
     return sha256(hmac.digest(key, b"sojourn key id", "sha256")).digest()[:8]
 
 
+def _guessable(key: bytes) -> bool:
+    """Tell a key that somebody made up: few different bytes, a repetition, a word of samples."""
+    lower = key.lower()
+    return (
+        len(set(key)) < 10
+        or (key + key).find(key, 1) < len(key)
+        or any(word in lower for word in _SAMPLE_WORDS)
+    )
+
+
+_SAMPLE_WORDS = (
+    b"secret",
+    b"changeme",
+    b"change_me",
+    b"change-me",
+    b"password",
+    b"example",
+    b"insecure",
+    b"your-",
+    b"your_",
+    b"0123456789",
+    b"abcdefghij",
+    b"qwerty",
+)
+
+
 def _checked(key: bytes | str, place: int) -> bytes:
     if isinstance(key, str):
         key = key.encode()
-    if not isinstance(key, bytes) or len(key) < 32 or len(set(key)) < 10:
+    if not isinstance(key, bytes) or len(key) < 32 or _guessable(key):
         raise ConfigurationError(
             f"seal_keys[{place}] must be at least 32 random bytes; make one with: "
             "python -c 'import secrets; print(secrets.token_hex(32))'"

@@ -432,7 +432,10 @@ class Session(MutableMapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         """Tell whether there is such a key; for a class, whether its state is stored or used."""
         if isinstance(key, type):
-            name = describe(key).key
+            try:
+                name = describe(key).key
+            except InvalidValue:
+                return False
             return name in self._index or name in self._working().states
         return key in self._index and not (isinstance(key, str) and key[:1] == "\0")
 

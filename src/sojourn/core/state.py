@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from sojourn.core import codec
-from sojourn.errors import Conflict, DamagedRecord, InvalidValue, NewerState
+from sojourn.errors import Conflict, DamagedRecord, InvalidValue, NewerState, StateMismatch
 
 __all__ = ["Add", "Append", "Max", "StateInfo", "Union", "describe", "state"]
 
@@ -98,7 +98,8 @@ class StateInfo(NamedTuple):
 
         Raises:
             NewerState: written by a newer version of the class than this one.
-            DamagedRecord: it is not of this class, or an upgrade is missing.
+            StateMismatch: it is not of this class, or an upgrade is missing.
+            DamagedRecord: flipped bits.
         """
         version, fields = self._open(segment)
         try:
@@ -108,7 +109,7 @@ class StateInfo(NamedTuple):
             while version < self.version:
                 upgrade = self.upgrades.get(version)
                 if upgrade is None:
-                    raise DamagedRecord(
+                    raise StateMismatch(
                         f"session[{self.cls.__name__}] is stored as version {version}; there is "
                         f"no upgrade from it to {self.version}: add upgrades={{{version}: ...}}"
                     )
@@ -120,7 +121,7 @@ class StateInfo(NamedTuple):
                 return self.cls.model_validate(plain, strict=False)
             return msgspec.convert(plain, self.cls, strict=False)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise DamagedRecord(
+            raise StateMismatch(
                 f"session[{self.cls.__name__}] does not fit its class: {error}. Where the class "
                 "has changed, give it a new version and an upgrade"
             ) from error
@@ -142,7 +143,7 @@ class StateInfo(NamedTuple):
         """
         try:
             back = self.decode(segment)
-        except DamagedRecord as error:
+        except StateMismatch as error:
             # What the class itself would refuse, such as a str in a field declared as int.
             raise InvalidValue(
                 f"session[{self.cls.__name__}] cannot be stored, since it would not come back: "
@@ -160,7 +161,7 @@ class StateInfo(NamedTuple):
         """Tell whether any field differs, where the bytes do (a set has no order)."""
         try:
             old, new = self.decode(loaded), self.decode(mine)
-        except DamagedRecord:
+        except StateMismatch:
             return True  # `check` says what is wrong with it.
         return any(getattr(old, name) != getattr(new, name) for name in self.fields)
 
@@ -177,7 +178,7 @@ class StateInfo(NamedTuple):
             return mine
         try:
             other = self.decode(theirs)
-        except NewerState as error:
+        except StateMismatch as error:
             raise Conflict(f"{error}; the changes of this request cannot be merged") from error
         base = self.new() if loaded is None else self.decode(loaded)
         value = self.decode(mine)

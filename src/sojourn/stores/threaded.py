@@ -49,9 +49,9 @@ class ThreadedStore:
 
     async def load(self, sid: str) -> Record | None:
         """As `Store.load`."""
-        if self.promises.inline:
+        if self._attempt is None and self.promises.inline:
             return self.store.load(sid)
-        return await self._call(self.store.load, sid)
+        return await self._try("load", self.store.load, sid)
 
     async def create(self, record: Record) -> bool:
         """As `Store.create`."""

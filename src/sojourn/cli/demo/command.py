@@ -49,7 +49,7 @@ def demo(host: str, port: int | None, store: str) -> None:
     """
     try:
         import jinja2  # noqa: F401
-        import waitress  # type: ignore[import-untyped]  # noqa: F401
+        import waitress  # noqa: F401
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"the demo needs the package {error.name!r}, which is not installed: "
@@ -100,7 +100,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 def serve(sessions: SessionManager, store: str, listener: socket.socket) -> None:
     """Serve the demo on a listening socket until Ctrl-C or SIGTERM."""
-    from waitress.server import create_server  # type: ignore[import-untyped]
+    from waitress.server import create_server
 
     from sojourn.cli.demo.site import make_app
 

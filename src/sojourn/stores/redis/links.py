@@ -54,6 +54,23 @@ _REDIS_PY = tuple(int(part) for part in redis.__version__.split(".")[:2])
 _GET_CONNECTION = () if _REDIS_PY >= (5, 3) else ("_",)
 
 
+class _ClosedByOthers:
+    """Names what happens before redis-py 8 where a node of a cluster goes away.
+
+    The caller that notices closes the connections of the others too, under their hands.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, AttributeError):
+            raise redis.ConnectionError(f"closed by another caller ({error})") from error
+
+
+_closed_by_others = _ClosedByOthers()
+
+
 def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
     """Return what every connection is made with."""
     retry: Any = redis.asyncio.retry.Retry if asynchronous else redis.retry.Retry
@@ -159,7 +176,8 @@ class Link:
         By the pool rather than the client, whose own bookkeeping costs a fifth of a round trip.
         """
         if self._cluster is not None:
-            return self._cluster.execute_command(*command)
+            with _closed_by_others:
+                return self._cluster.execute_command(*command)
         pool = self.client.connection_pool
         connection = pool.get_connection(*_GET_CONNECTION)
         try:
@@ -176,7 +194,7 @@ class Link:
 
     def batch(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands at once, each on keys of one slot; return answers, errors among them."""
-        with self.client.pipeline(transaction=False) as pipe:
+        with _closed_by_others, self.client.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             return list(pipe.execute(raise_on_error=False))
@@ -279,14 +297,16 @@ class AsyncLink:
 
     async def call(self, command: Command) -> Any:
         """Send one command and return its answer."""
-        return await self.client.execute_command(*command)
+        with _closed_by_others:
+            return await self.client.execute_command(*command)
 
     async def batch(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands at once, each on keys of one slot; return answers, errors among them."""
-        async with self.client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            return list(await pipe.execute(raise_on_error=False))
+        with _closed_by_others:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return list(await pipe.execute(raise_on_error=False))
 
     async def confirmed(self, command: Command, key: str, wait: Command) -> list[Any]:
         """Send a command on a key and, on the same connection, the one that waits for replicas."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
-import time
 from typing import Any
 
 import httpx
@@ -27,6 +25,7 @@ from sojourn.testing import (
 from sojourn.web.asgi import COMMIT, KEY, SessionMiddleware
 
 from .kit import Answer, call_asgi, scope, talk_asgi
+from .serving import uvicorn
 
 pytestmark = pytest.mark.anyio
 
@@ -584,8 +583,6 @@ async def test_starlette() -> None:
 
 def test_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
     """Behind a real server: a session over several requests, a client that goes, a logout."""
-    import uvicorn
-
     done = threading.Event()
 
     async def app(connection: Any, receive: Any, send: Any) -> None:
@@ -608,32 +605,19 @@ def test_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
         await send(body(str(session.get("n"))))
 
     sessions = SessionManager()
-    config = uvicorn.Config(
-        SessionMiddleware(app, sessions), port=0, lifespan="off", log_config=None, ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    thread.start()
-    try:
-        stop = time.monotonic() + 10
-        while not server.started and time.monotonic() < stop:
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            assert client.get("/").text == "None"
-            assert client.get("/add").text == "1"
-            with client.stream("GET", "/stream") as answer:
-                assert next(answer.iter_raw()) == b"1"
-            assert done.wait(10)
-            assert client.get("/fail").status_code == 500
-            assert client.get("/").text == "21"
-            kept = dict(client.cookies)
-            client.get("/out")
-            assert dict(client.cookies) == {}
-            client.cookies.update(kept)
-            assert client.get("/").text == "None"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-    assert not thread.is_alive()
+    with (
+        uvicorn(SessionMiddleware(app, sessions)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        assert client.get("/").text == "None"
+        assert client.get("/add").text == "1"
+        with client.stream("GET", "/stream") as answer:
+            assert next(answer.iter_raw()) == b"1"
+        assert done.wait(10)
+        assert client.get("/fail").status_code == 500
+        assert client.get("/").text == "21"
+        kept = dict(client.cookies)
+        client.get("/out")
+        assert dict(client.cookies) == {}
+        client.cookies.update(kept)
+        assert client.get("/").text == "None"

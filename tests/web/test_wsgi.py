@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from sojourn.testing import Fault, FlakyStore, RecordingStore
 from sojourn.web.wsgi import KEY, SessionMiddleware
 
 from .kit import Answer, call_wsgi, environ
+from .serving import waitress
 
 OK = [("Content-Type", "text/plain")]
 
@@ -482,7 +482,6 @@ def test_no_cycle() -> None:
 
 def test_waitress() -> None:
     """Behind a real server: a session over several requests, late writes and a logout."""
-    from waitress.server import create_server
 
     def app(env: Any, start: Any) -> Any:
         session, path = env[KEY], env["PATH_INFO"]
@@ -508,27 +507,20 @@ def test_waitress() -> None:
         return [] if env["REQUEST_METHOD"] == "HEAD" else [str(session.get("n")).encode()]
 
     sessions = SessionManager()
-    server = create_server(SessionMiddleware(app, sessions), host="127.0.0.1", port=0, threads=4)
-    thread = threading.Thread(target=server.run)
-    logging.getLogger("waitress").setLevel(logging.CRITICAL)
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.effective_port}") as client:
-            assert client.get("/").text == "None"
-            assert client.get("/add").text == "1"
-            assert client.get("/stream").text == "1 more"
-            assert client.get("/fail").status_code == 500
-            assert client.get("/").text == "11"
-            assert len(client.get("/file").content) == 100_000
-            assert client.head("/add").status_code == 200
-            assert client.get("/").text == "13"
-            kept = dict(client.cookies)
-            client.get("/out")
-            assert dict(client.cookies) == {}
-            client.cookies.update(kept)
-            assert client.get("/").text == "None"
-    finally:
-        server.close()
-        thread.join(10)
-        server.task_dispatcher.shutdown()
-    assert not thread.is_alive()
+    with (
+        waitress(SessionMiddleware(app, sessions)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        assert client.get("/").text == "None"
+        assert client.get("/add").text == "1"
+        assert client.get("/stream").text == "1 more"
+        assert client.get("/fail").status_code == 500
+        assert client.get("/").text == "11"
+        assert len(client.get("/file").content) == 100_000
+        assert client.head("/add").status_code == 200
+        assert client.get("/").text == "13"
+        kept = dict(client.cookies)
+        client.get("/out")
+        assert dict(client.cookies) == {}
+        client.cookies.update(kept)
+        assert client.get("/").text == "None"

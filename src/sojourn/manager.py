@@ -428,7 +428,8 @@ class SessionManager:
         try:
             done = await _finish(
                 self.arun(flows.commit(session, self._env, late)),
-                at_once=self.astore.promises.inline,
+                # Handlers are others' code, which may ask for the task that it runs in.
+                at_once=self._handlers is None and self.astore.promises.inline,
             )
         except StoreUnavailable as error:
             done = self._uncommitted(error, session)
@@ -454,7 +455,9 @@ class SessionManager:
     def _commit_carried(self, session: Session, late: bool) -> Committed:
         assert isinstance(session, _CarriedSession)
         jar = session.box[0]
-        done = run(flows.commit(session, self._env, late), jar)
+        handlers = self._handlers
+        at: Any = jar if handlers is None else Desk(jar, handlers)
+        done = run(flows.commit(session, self._env, late), at)
         done.sealed = jar.sealed(session._opened.token)
         if done.sealed is not None and done.max_age is None:
             done.max_age = flows.max_age_of(session, self._env)
@@ -503,6 +506,26 @@ class SessionManager:
         """
         return self._register("ended in transaction", handler)
 
+    def watch(self, session: Session, callback: Handler) -> None:
+        """Call `callback(sid, reason)` once when that session is over: in this process only.
+
+        Where this process ends it, at once after that was written. Where another one does, or its
+        time runs out, in the next sweep of this process (`sweep`, `sweeper`) after the deadline
+        that is known here; if it was used meanwhile, its new deadline is waited for. There is no
+        timer for it. The reason is empty where nobody knows it any more.
+
+        Unlike a handler it does not survive this process, and it is not called again if it fails.
+        It is for what is bound to this process: a connection, an object in memory.
+        """
+        if self._handlers is None:
+            self._handlers = Handlers()
+        self._handlers.watches.add(session.sid, session.deadline, callback)
+
+    def unwatch(self, sid: str, callback: Handler) -> bool:
+        """Take back one `watch`; False where it was called already, or there was none."""
+        handlers = self._handlers
+        return handlers is not None and handlers.watches.remove(sid, callback)
+
     def _register(self, event: str, handler: H) -> H:
         if self._handlers is None:
             self._handlers = Handlers()
@@ -515,13 +538,26 @@ class SessionManager:
 
     # Sweeping.
 
-    def sweep(self) -> Swept:
-        """End all sessions whose time is over, and run their handlers; blocking."""
-        return self._swept(self.run(ending.sweep(self._env, self._name, self._page())))
+    def sweep(self, *, stop: Callable[[], bool] | None = None) -> Swept:
+        """End all sessions whose time is over, and run their handlers; blocking.
 
-    async def asweep(self) -> Swept:
+        A session is swept a minute after its deadline, so that a worker whose clock is ahead by
+        less than that ends none early. For requests it is over at its deadline.
+
+        Args:
+            stop: asked before each page whether to leave the rest to the next sweep.
+        """
+        done = self.run(ending.sweep(self._env, self._name, self._page(), stop))
+        if self._handlers is not None:
+            self.run(self._handlers.watches.check(self._env.clock()))
+        return self._swept(done)
+
+    async def asweep(self, *, stop: Callable[[], bool] | None = None) -> Swept:
         """As `sweep`."""
-        return self._swept(await self.arun(ending.sweep(self._env, self._name, self._page())))
+        done = await self.arun(ending.sweep(self._env, self._name, self._page(), stop))
+        if self._handlers is not None:
+            await self.arun(self._handlers.watches.check(self._env.clock()))
+        return self._swept(done)
 
     def sweeper(self, every: timedelta | float = 60.0) -> Sweeper:
         """Return what sweeps again and again: as a thread (`start`) or a task (`run`)."""
@@ -545,7 +581,8 @@ class SessionManager:
 
     def _page(self) -> int:
         # Handlers take their time: claim few at once, so that a lease is enough for them.
-        return 10 if self._handlers is not None else 100
+        awaited = self._env.rules.handlers & {"ended", "ended in transaction"}
+        return 10 if awaited else 100
 
     def _swept(self, done: Swept) -> Swept:
         self.counters["swept"] += done.ended
@@ -641,7 +678,7 @@ class SessionManager:
         try:
             self.run(flows.refresh(session, self._env))
             yield session
-            if not self.run(ending.acquire(name, owner, lease, self._env)):
+            if not self.run(ending.extend(name, owner, lease, self._env)):
                 raise _lost(name, lease)
             self.commit(session)
         finally:
@@ -660,7 +697,7 @@ class SessionManager:
         try:
             await self.arun(flows.refresh(session, self._env))
             yield session
-            if not await self.arun(ending.acquire(name, owner, lease, self._env)):
+            if not await self.arun(ending.extend(name, owner, lease, self._env)):
                 raise _lost(name, lease)
             await self.acommit(session)
         finally:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Sweeper"]
 
 log = logging.getLogger("sojourn")
+_LATER = "the sweep failed and is tried again later: %s"
 
 
 class Sweeper:
@@ -57,7 +58,7 @@ class Sweeper:
         return self
 
     def stop(self) -> None:
-        """End the thread; returns when a sweep that is under way has come to its end."""
+        """End the thread; a sweep that is under way comes to the end of its page first."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -76,14 +77,19 @@ class Sweeper:
             try:
                 await self._sessions.asweep()
             except SojournError as error:
-                log.error("the sweep failed and is tried again later: %s", error)
+                log.error(_LATER, error)
+            except Exception as error:
+                log.exception(_LATER, error)
 
     def _loop(self) -> None:
         while not self._stop.wait(self._pause()):
             try:
-                self._sessions.sweep()
+                self._sessions.sweep(stop=self._stop.is_set)
             except SojournError as error:
-                log.error("the sweep failed and is tried again later: %s", error)
+                log.error(_LATER, error)
+            except BaseException as error:
+                # A handler that calls sys.exit() ends a thread, which would end all sweeps.
+                log.exception(_LATER, error)
 
     def _pause(self) -> float:
         return self._every * random.uniform(0.9, 1.1)

@@ -18,7 +18,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -70,6 +70,8 @@ class Statement(msgspec.Struct, frozen=True, gc=False):
     rows: bool = False
 
 
+_BEGIN, _COMMIT, _ROLLBACK = Statement("BEGIN"), Statement("COMMIT"), Statement("ROLLBACK")
+
 Row: TypeAlias = Sequence[Any]
 Answer: TypeAlias = tuple[Sequence[Row], int]
 """Rows, and how many rows were found or changed."""
@@ -110,6 +112,8 @@ class Dialect:
     """due, sid; of one that is `ENDING`."""
     bury: Statement
     """reason, at, due, due, sid -> 1 or 0; to `ENDED`."""
+    lock = Statement("SELECT status FROM sojourn_sessions WHERE sid = %s FOR UPDATE", rows=True)
+    """sid -> its status; until the transaction ends, for us alone."""
     remove: Statement
     """sid -> 1 or 0."""
     selected: str
@@ -206,6 +210,20 @@ class Dialect:
             raise ValueError(f"Ended.status is {ended.status}; use ENDING or ENDED")
         return count == 1
 
+    def do_bury(self, sid: str, ended: Ended) -> Steps[bool]:
+        """Begin a transaction and bury a session that is `ENDING`; where it is not, end it again.
+
+        Returns:
+            Whether the transaction is under way.
+        """
+        yield _BEGIN, ()
+        rows, _ = yield self.lock, (sid,)
+        if not rows or rows[0][0] != ENDING:
+            yield _ROLLBACK, ()
+            return False
+        yield self.bury, (ended.reason, ended.at, ended.due, ended.due, sid)
+        return True
+
     def do_list(
         self, user: str | None, status: int | None, after: str, limit: int
     ) -> Steps[list[Record]]:
@@ -256,6 +274,8 @@ class Connection(Protocol):
     """Whether it has served before: then it may have been cut in the meantime."""
     generation: int
     """For its pool."""
+    raw: Any
+    """The driver's own."""
 
     def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
         """Run one statement.
@@ -275,6 +295,7 @@ class AsyncConnection(Protocol):
 
     used: bool
     generation: int
+    raw: Any
 
     async def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
         """As `Connection.execute`."""
@@ -378,6 +399,38 @@ class SqlStore:
             if looked < size or len(claimed) >= limit:
                 return claimed
 
+    def bury(self, sid: str, ended: Ended, work: Callable[[Any], None]) -> bool:
+        """End a session that is `ENDING` together with what `work(connection)` writes.
+
+        Both in one transaction, which `work` must not end. What it raises undoes both and is
+        raised here.
+
+        Args:
+            sid: of the session.
+            ended: its tombstone.
+            work: writes to this database through the connection, which is the driver's.
+
+        Returns:
+            False, and `work` was not called, where the session is not `ENDING` any more.
+        """
+        connection = self._source.take()
+        try:
+            if not self._ready:
+                _drive(self._dialect.prepare(), connection)
+                self._ready = True
+            begun = _drive(self._dialect.do_bury(sid, ended), connection)
+            if begun:
+                work(connection.raw)
+                connection.execute(_COMMIT, ())
+        except BaseException as error:
+            # The server undoes what a connection that is closed has not committed.
+            self._source.drop(connection)
+            if isinstance(error, ConnectionLost):
+                self._source.clear()
+            raise
+        self._source.give(connection)
+        return begun
+
     def list(
         self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100
     ) -> builtins.list[Record]:
@@ -458,6 +511,25 @@ class AsyncSqlStore:
             claimed += records
             if looked < size or len(claimed) >= limit:
                 return claimed
+
+    async def bury(self, sid: str, ended: Ended, work: Callable[[Any], Awaitable[None]]) -> bool:
+        """As `SqlStore.bury`; `work` is awaited."""
+        connection = await self._source.take()
+        try:
+            if not self._ready:
+                await _adrive(self._dialect.prepare(), connection)
+                self._ready = True
+            begun = await _adrive(self._dialect.do_bury(sid, ended), connection)
+            if begun:
+                await work(connection.raw)
+                await connection.execute(_COMMIT, ())
+        except BaseException as error:
+            self._source.drop(connection)
+            if isinstance(error, ConnectionLost):
+                self._source.clear()
+            raise
+        self._source.give(connection)
+        return begun
 
     async def list(
         self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100

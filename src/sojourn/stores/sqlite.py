@@ -378,6 +378,15 @@ class _Connection:
             self.execute(_REMOVE, (sid,))
         return self._changes() == 1
 
+    def bury(self, sid: str, ended: Ended, work: Callable[[apsw.Connection], None]) -> bool:
+        self.wrote += _ROW_BYTES
+        with self._transaction():
+            if self.execute(_STATUS_OF, (sid,)).get != ENDING:
+                return False
+            self._end(sid, ENDING, ended)
+            work(self.apsw)
+        return True
+
     def claim(self, now: float, lease: float, limit: int) -> tuple[list[Record], int]:
         """Do one short transaction of `due`; return what it claimed, and how many it looked at."""
         if self.execute(_ANY_DUE, (now,)).get is None:
@@ -672,6 +681,22 @@ class SqliteStore:
     ) -> builtins.list[Record]:
         """As `Store.list`."""
         return self._read(_Connection.list, user, status, after, limit)
+
+    def bury(self, sid: str, ended: Ended, work: Callable[[apsw.Connection], None]) -> bool:
+        """End a session that is `ENDING` together with what `work(connection)` writes.
+
+        Both in one transaction, during which nobody else writes. `work` must not end it, and not
+        write by this store. What it raises undoes both and is raised here.
+
+        Args:
+            sid: of the session.
+            ended: its tombstone.
+            work: writes to this file through the connection, which is apsw's.
+
+        Returns:
+            False, and `work` was not called, where the session is not `ENDING` any more.
+        """
+        return self._write(_Connection.bury, sid, ended, work)
 
     def count(self, user: str | None = None, status: int | None = LIVE) -> int:
         """As `Store.count`; damaged rows are counted, as only reading all would tell them."""

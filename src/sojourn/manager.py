@@ -360,7 +360,10 @@ class SessionManager:
             # The ordinary case of `open_session`, without the cost of a flow. Where the store
             # has anything to say but an answer, the flow and its driver know what to do.
             try:
-                return flows.judge(self.store.load(token.sid), token, env.clock(), env)
+                store = self._store
+                if store is None:
+                    store = self._open_store()
+                return flows.judge(store.load(token.sid), token, env.clock(), env)
             except (StoreUnavailable, DamagedRecord):
                 pass
         tokens = tokens_in(cookie, name)

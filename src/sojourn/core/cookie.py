@@ -8,7 +8,7 @@ else a parser accepts is another spelling of the name for an attacker to use.
 from __future__ import annotations
 
 from sojourn.core.expiry import MAX_COOKIE_AGE
-from sojourn.core.token import TOKEN_LENGTH, Token, parse_token
+from sojourn.core.token import Token, parse_token, token_before
 from sojourn.errors import ConfigurationError
 
 __all__ = ["MAX_HEADER", "CookieSettings", "find", "only_token", "tokens_in"]
@@ -51,11 +51,10 @@ def only_token(header: str, name: str) -> Token | None:
     if at < 0 or (at and header[at - 2 : at] != "; ") or len(header) > MAX_HEADER:
         return None
     at += len(start)
-    end = at + TOKEN_LENGTH
     # The token must be the whole value, and no other cookie of the name may follow.
-    if header[end : end + 1] not in ("", ";") or header.find(start, end) >= 0:
+    if header.find(start, at) >= 0:
         return None
-    return parse_token(header, at)
+    return token_before(header, at)
 
 
 def tokens_in(header: str, name: str) -> list[Token]:

@@ -214,7 +214,7 @@ class Session(MutableMapping[str, Any]):
                 self._index, self._body = decode_index(self._data)
             except DamagedRecord as error:
                 self._give_up(error)
-        return getattr(self, name)
+        return self._cache if name == "_cache" else getattr(self, name)
 
     def _begin(self, record: Record | None, data: bytes) -> None:
         """Stand at the beginning for a record, or for a new session."""
@@ -384,7 +384,8 @@ class Session(MutableMapping[str, Any]):
     def __getitem__(self, key: type[T]) -> T: ...
     def __getitem__(self, key: Any) -> Any:
         """Return a value; or the typed state of a class, made on first use."""
-        cache = self._cache
+        # Asked for by name the first time: to find that the slot is empty costs more.
+        cache = self._cache if self._load is None else self.__getattr__("_cache")
         if key in cache:
             return cache[key]
         packed = self._index.get(key)

@@ -29,6 +29,7 @@ __all__ = [
     "new_sid",
     "parse_token",
     "same_hash",
+    "token_before",
 ]
 
 SID_LENGTH = 22
@@ -42,6 +43,7 @@ _SID = r"[A-Za-z0-9_-]{21}[AQgw]"
 _TOKEN = re.compile(rf"({_SID})\.([A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048])")
 _is_sid = re.compile(_SID).fullmatch
 _match_token = _TOKEN.fullmatch
+_match_token_before = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
@@ -58,19 +60,18 @@ class Token(msgspec.Struct, frozen=True, gc=False):
         return f"Token(sid={self.sid!r}, secret=...)"
 
 
-def parse_token(text: str, at: int | None = None) -> Token | None:
-    """Return the two halves, or None for anything that is not exactly a token.
+def parse_token(text: str) -> Token | None:
+    """Return the two halves, or None for anything that is not exactly a token."""
+    # The length is checked first, so that a megabyte costs no more than a byte.
+    if len(text) != TOKEN_LENGTH:
+        return None
+    found = _match_token(text)
+    return None if found is None else Token(*found.groups())
 
-    Args:
-        text: what came.
-        at: where in it the token begins, with anything behind it; None: it is the whole text.
-    """
-    # The length comes first, so that a megabyte costs no more than a byte.
-    if at is None:
-        if len(text) != TOKEN_LENGTH:
-            return None
-        at = 0
-    found = _match_token(text, at, at + TOKEN_LENGTH)
+
+def token_before(text: str, at: int) -> Token | None:
+    """Return the token that stands at a place in a text, up to a `;` or to its end."""
+    found = _match_token_before(text, at)
     return None if found is None else Token(*found.groups())
 
 

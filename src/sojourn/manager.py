@@ -406,21 +406,37 @@ class SessionManager:
         made on the loop when the session is first used. Where the store does not answer, the
         error is raised when the session is first used, so that a page without it works.
         """
+        session = self.session_at_once(cookie, https, client or _NOBODY)
+        if session is None:
+            session = await self._loaded_session(cookie, https, client or _NOBODY)
+        return session
+
+    def session_at_once(self, cookie: str, https: bool, client: Client) -> Session | None:
+        """Return the session of a request, on an event loop, if that needs no waiting.
+
+        None: a cookie came, and the store must be awaited; see `asession`.
+        """
         if self._carried:
             return self._carried_session(cookie, https, client)
-        env, who = self._env, client or _NOBODY
-        store = self.astore
+        store = self._astore
+        if store is None:
+            store = self._open_astore()
         if store.promises.inline and self._store is not None:
-            return Session(env, partial(self.open, cookie, https), who)
+            return Session(self._env, partial(self.open, cookie, https), client)
+        if not tokens_in(cookie, self.cookie.name_for[https]):
+            env = self._env
+            return Session(env, lambda: Opened(env.clock()), client)
+        return None
+
+    async def _loaded_session(self, cookie: str, https: bool, client: Client) -> Session:
+        env = self._env
         tokens = tokens_in(cookie, self.cookie.name_for[https])
-        if not tokens:
-            return Session(env, lambda: Opened(env.clock()), who)
         try:
-            opened = await arun(flows.open_session(tokens, env), store)
+            opened = await arun(flows.open_session(tokens, env), self.astore)
         except StoreUnavailable as error:
             failure = error
-            return Session(env, lambda: self._without(failure), who)
-        return Session(env, lambda: opened, who)
+            return Session(env, lambda: self._without(failure), client)
+        return Session(env, lambda: opened, client)
 
     async def acommit(self, session: Session, *, late: bool = False) -> Committed:
         """As `commit`; once begun it goes on to its end, also where the caller is cancelled."""

@@ -57,17 +57,24 @@ class SessionMiddleware:
         if scope["type"] not in ("http", "websocket") or self._excluded(scope):
             await self.app(scope, receive, send)
             return
-        request = _Request(self.sessions, scope, send)
-        cookie = ""
+        sessions = self.sessions
+        cookie = agent = ""
         for name, value in scope["headers"]:
             if name == b"cookie":
                 # HTTP/2 may split the header; RFC 9113 section 8.2.3 says how it is put together.
                 text = value.decode("latin-1")
                 cookie = f"{cookie}; {text}" if cookie else text
-        session = await self.sessions.asession(cookie, https=request.https, client=_client(scope))
-        request.session = scope[KEY] = session
+            elif name == b"user-agent":
+                agent = value.decode("latin-1")
+        address = scope.get("client")
+        client = Client(address[0] if address else "", agent)
+        https = scope.get("scheme") in ("https", "wss")
+        session = sessions.session_at_once(cookie, https, client)
+        if session is None:
+            session = await sessions.asession(cookie, https=https, client=client)
+        request = _Request(sessions, session, https, scope, receive, send)
+        scope[KEY] = session
         scope[COMMIT] = request.commit_now
-        request.receive_of_server = receive
         try:
             await self.app(scope, request.receive, request.send)
         except (Exception, asyncio.CancelledError) as error:
@@ -76,7 +83,7 @@ class SessionMiddleware:
                 return
             # Where the client has gone it is not the application that failed.
             gone = request.gone or isinstance(error, asyncio.CancelledError)
-            if self.sessions.commit_on_error or (gone and request.sent):
+            if sessions.commit_on_error or (gone and request.sent):
                 await request.finish()
             raise
         else:
@@ -93,50 +100,40 @@ def _raw(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
-def _client(scope: Scope) -> Client:
-    client = scope.get("client")
-    agent = ""
-    for name, value in scope["headers"]:
-        if name == b"user-agent":
-            agent = value.decode("latin-1")
-            break
-    return Client(client[0] if client else "", agent)
-
-
 class _Request:
     """One connection: holds the head back until the session is committed."""
 
-    __slots__ = (
-        "_broken",
-        "_head",
-        "_replaced",
-        "_scope",
-        "_send",
-        "gone",
-        "https",
-        "receive_of_server",
-        "sent",
-        "session",
-        "sessions",
-    )
+    # Nothing here leads back to the scope, which leads here: a cycle would leave every request to
+    # the garbage collector. No slots: most requests never set what has a default here.
+    gone = False
+    """The client has gone."""
+    sent = False
+    _broken = False
+    """Nothing more is committed."""
+    _replaced = False
+    """Nothing more of the application's is sent."""
+    _head: Message | None = None
 
-    session: Session
-    receive_of_server: Receive
-
-    def __init__(self, sessions: SessionManager, scope: Scope, send: Send) -> None:
+    def __init__(
+        self,
+        sessions: SessionManager,
+        session: Session,
+        https: bool,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self.sessions = sessions
-        self.https = scope.get("scheme") in ("https", "wss")
-        self.sent = False
-        self.gone = False
-        # Nothing more is committed; nothing more of the application's is sent.
-        self._broken = self._replaced = False
-        self._scope = scope
+        self.session = session
+        self.https = https
+        self._websocket = scope["type"] == "websocket"
+        self._path = scope["path"]
+        self._receive = receive
         self._send = send
-        self._head: Message | None = None
 
     async def receive(self) -> Message:
         """Pass a message of the server on, and note when the client goes."""
-        message = await self.receive_of_server()
+        message = await self._receive()
         if message["type"] in ("http.disconnect", "websocket.disconnect"):
             self.gone = True
         return message
@@ -206,10 +203,10 @@ class _Request:
 
     async def fail(self, error: SojournError) -> None:
         """Answer with an error of ours."""
-        log.error("%r: %s", self._scope["path"], error)
+        log.error("%r: %s", self._path, error)
         status, _, headers, body = failure_of(error)
         self.sent = self._broken = self._replaced = True
-        if self._scope["type"] == "websocket":
+        if self._websocket:
             await self._send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
             return
         start = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
@@ -232,9 +229,9 @@ class _Request:
         try:
             self._log_too_late(await self.sessions.acommit(self.session, late=True))
         except SojournError as error:
-            log.error("%r: what was changed is lost: %s", self._scope["path"], error)
+            log.error("%r: what was changed is lost: %s", self._path, error)
 
     def _log_too_late(self, done: Committed) -> None:
         lost = too_late(done)
         if lost:
-            log.error("%r: %s", self._scope["path"], lost)
+            log.error("%r: %s", self._path, lost)

@@ -15,6 +15,7 @@ __all__ = [
     "Client",
     "Ended",
     "Record",
+    "ended_as",
 ]
 
 LIVE = 0
@@ -105,3 +106,23 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     reason: str
     at: float
     due: float
+
+
+def ended_as(record: Record, ended: Ended) -> Record:
+    """Return what a live or ending record becomes by `Store.delete`: ending, or a tombstone."""
+    if ended.status == ENDING:
+        return msgspec.structs.replace(
+            record, version=record.version + 1, status=ENDING, reason=ended.reason
+        )
+    return msgspec.structs.replace(
+        record,
+        version=record.version + 1,
+        status=ENDED,
+        reason=record.reason or ended.reason,
+        seen=ended.at,
+        deadline=ended.due,
+        data=b"",
+        commits=b"",
+        salt=b"",
+        user=None,
+    )

@@ -47,7 +47,7 @@ import msgspec
 from msgspec.structs import replace as changed
 
 from sojourn.core.calls import GONE, SAVED, Outcome
-from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record, ended_as
 from sojourn.errors import ConfigurationError, DamagedRecord, SojournError, StoreUnavailable
 from sojourn.stores._locks import Locks
 from sojourn.stores.base import Promises
@@ -349,30 +349,12 @@ class DirectoryStore:
             if record.status == ENDED:
                 return False
             self._enter(sid, ended.due)
-            if ended.status == ENDED:
-                tombstone = changed(
-                    record,
-                    version=record.version + 1,
-                    status=ENDED,
-                    reason=record.reason or ended.reason,
-                    seen=ended.at,
-                    deadline=ended.due,
-                    data=b"",
-                    commits=b"",
-                    salt=b"",
-                    user=None,
-                )
-                self._write(path, tombstone, ended.due, durable=True)
-                if record.user is not None:
-                    self._unmark_user(record.user, sid)
-            elif record.status == ENDING:
+            if record.status == ended.status == ENDING:
                 self._update(path, kept, durable=True, due=ended.due)
                 return False
-            else:
-                ending = changed(
-                    record, version=record.version + 1, status=ENDING, reason=ended.reason
-                )
-                self._write(path, ending, ended.due, durable=True)
+            self._write(path, ended_as(record, ended), ended.due, durable=True)
+            if ended.status == ENDED and record.user is not None:
+                self._unmark_user(record.user, sid)
             return True
 
     # Called by sweeps and by people.

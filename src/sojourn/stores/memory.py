@@ -31,7 +31,7 @@ from typing import Any
 from msgspec.structs import replace as changed
 
 from sojourn.core.calls import GONE, SAVED, Outcome
-from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record, ended_as
 from sojourn.stores.base import Promises
 
 __all__ = ["MemoryStore", "from_url"]
@@ -118,27 +118,10 @@ class MemoryStore:
                 return True
             if current.status == ENDED:
                 return False
-            if ended.status == ENDED:
-                record = changed(
-                    current,
-                    version=current.version + 1,
-                    status=ENDED,
-                    reason=current.reason or ended.reason,
-                    seen=ended.at,
-                    deadline=ended.due,
-                    data=b"",
-                    commits=b"",
-                    salt=b"",
-                    user=None,
-                )
-            elif current.status == ENDING:
+            if current.status == ended.status == ENDING:
                 self._put(current, current, ended.due)
                 return False
-            else:
-                record = changed(
-                    current, version=current.version + 1, status=ENDING, reason=ended.reason
-                )
-            self._put(current, record, ended.due)
+            self._put(current, ended_as(current, ended), ended.due)
             return True
 
     def attempt(self, verb: str, *arguments: Any) -> Any:

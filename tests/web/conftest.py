@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ..security.no_secrets import no_secret_is_logged as no_secret_is_logged
 from .kit import SITES, Site
 
 

@@ -337,18 +337,28 @@ def stands(user: str, sid: str, epoch: int, env: Environment) -> Flow[bool]:
         epoch: what `may_log_in` said before it was written.
         env: rules, time, randomness.
     """
-    mark = yield from _mark(_mark_of(user))
-    if (0 if mark is None else mark.generation) != epoch:
-        return False
-    return env.rules.max_sessions is None or (mark is not None and sid in _places_in(mark))
+    name = _mark_of(user)
+    while True:
+        mark = yield from _mark(name)
+        if (0 if mark is None else mark.generation) != epoch:
+            return False
+        if env.rules.max_sessions is None:
+            return True
+        places = {} if mark is None else _places_in(mark)
+        # From here on it counts as a session that lives, and no longer than it does.
+        if places.pop(sid, -1.0) < 0:
+            return False
+        if (yield from _put_mark(name, mark, _encode(places), None, env)):
+            return True
 
 
 def reserve(user: str, sid: str, env: Environment) -> Flow[list[str]]:
     """Take a place among the sessions that a user may have; returns those that must make way.
 
-    The places are kept in the user's mark, which one login changes at a time, so parallel logins
-    never take more than there are. A login that came to nothing gives its place back after a
-    minute. One whose place was taken before its session was written ends it again (`stands`).
+    The user's mark holds the places of logins that are under way, each until `stands`, and which
+    sessions were told to make way. One login changes it at a time, so parallel logins never take
+    more places than there are, and never end more sessions than they need. A login that came to
+    nothing gives its place back after a minute.
 
     Raises:
         TooManySessions: there is no place, and the rules refuse a new session.
@@ -362,13 +372,17 @@ def reserve(user: str, sid: str, env: Environment) -> Flow[list[str]]:
         mark = yield from _mark(name)
         places = {} if mark is None else _places_in(mark)
         live = {record.sid: record.seen for record in (yield from records_of(user, env))}
-        # A place counts while its session lives, or while its login may be under way.
-        kept = {
-            one: live.get(one, at)
-            for one, at in (places | live).items()
-            if one in live or now - at < _RESERVED
+        # Negative: since when it is to make way. It may still live, but takes no place.
+        leaving = {
+            one: at
+            for one, at in places.items()
+            if at < 0 and one != sid and (one in live or now + at < _RESERVED)
         }
-        kept.pop(sid, None)
+        coming = {
+            one: at for one, at in places.items() if at >= 0 and one != sid and now - at < _RESERVED
+        }
+        taken = coming | live
+        kept = {one: at for one, at in taken.items() if one != sid and one not in leaving}
         oldest = sorted(kept, key=lambda one: kept[one])
         going = oldest[: max(0, len(kept) - limit + 1)]
         if going and env.rules.deny_new:
@@ -376,9 +390,11 @@ def reserve(user: str, sid: str, env: Environment) -> Flow[list[str]]:
                 f"user {user!r} has {len(kept)} sessions; allowed are {limit} (max_sessions). End "
                 "one of them first"
             )
-        places = {one: kept[one] for one in kept if one not in going} | {sid: now}
-        if (yield from _put_mark(name, mark, _encode(places), None, env)):
-            return going
+        leaving |= dict.fromkeys(going, -now)
+        places = {one: coming[one] for one in coming if one not in leaving} | leaving
+        if (yield from _put_mark(name, mark, _encode(places | {sid: now}), None, env)):
+            # Also those that another login was to end, which may have died before it did.
+            return [one for one in leaving if one in going or one in live]
 
 
 def _raise_epoch(user: str, keep: str | None, env: Environment) -> Flow[None]:

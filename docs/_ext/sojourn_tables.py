@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -73,8 +75,11 @@ class StoreTable(SphinxDirective):
             store: Any = getattr(importlib.import_module(f"sojourn.stores.{module}"), name)
             promises = getattr(store, "promises", None)
             if promises is None:
-                # They depend on its settings: those of the default, which opens no file yet.
-                promises = store("sessions").promises
+                # They depend on its settings: those of the default, in a folder of its own.
+                with tempfile.TemporaryDirectory() as folder:
+                    opened = store(Path(folder) / "sessions")
+                    promises = opened.promises
+                    opened.close()
             rows.append(
                 [
                     url,

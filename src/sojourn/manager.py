@@ -364,7 +364,11 @@ class SessionManager:
                 if store is None:
                     store = self._open_store()
                 return flows.judge(store.load(token.sid), token, env.clock(), env)
-            except (StoreUnavailable, DamagedRecord):
+            except StoreUnavailable as error:
+                if not error.transient:
+                    # It has waited as long as it may; nobody is to wait that long again.
+                    return self._without(error)
+            except DamagedRecord:
                 pass
         tokens = tokens_in(cookie, name)
         if not tokens:

@@ -460,6 +460,20 @@ def test_store_down(make_site: MakeSite) -> None:
     assert site.request(read, cookie="").status == 200
 
 
+def test_store_down_is_found_out_once(make_site: MakeSite) -> None:
+    """A store that has waited as long as it may is not asked again by the same look."""
+
+    class Hung(MemoryStore):
+        def load(self, sid: str) -> Any:
+            raise StoreUnavailable("no answer in 2 s")
+
+    site = make_site(Hung())
+
+    unavailable(site.request(read, cookie=a_cookie()))
+    assert site.verbs == ["load"]
+    assert site.sessions.counters["store errors"] == 1
+
+
 def test_store_down_and_caught(make_site: MakeSite) -> None:
     """An application that catches `StoreUnavailable` keeps its own answer; caches keep off it."""
     site = make_site(down("load"))

@@ -178,7 +178,7 @@ class Watches:
 
     def _tidy(self) -> None:
         """Make the heap anew when most of it is of sids that are watched no more."""
-        if len(self._heap) > 2 * len(self._watched) + 8:
+        if not self._watched or len(self._heap) > 2 * len(self._watched) + 8:
             self._heap = [(deadline, sid) for sid, (deadline, _) in self._watched.items()]
             heapq.heapify(self._heap)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import click
 
 from sojourn import __version__
+from sojourn.cli.copy import copy_command
 from sojourn.cli.demo.command import demo
+from sojourn.cli.schema import schema
+from sojourn.cli.sweep import sweep
 
 __all__ = ["cli"]
 
@@ -17,3 +20,6 @@ def cli() -> None:
 
 
 cli.add_command(demo)
+cli.add_command(copy_command)
+cli.add_command(schema)
+cli.add_command(sweep)

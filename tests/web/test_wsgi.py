@@ -186,19 +186,41 @@ def test_logout_after_the_head() -> None:
 
 
 def test_renewed_after_the_head(caplog: pytest.LogCaptureFixture) -> None:
-    """A new secret that cannot be sent any more is told in the log."""
+    """A renewal that cannot be told to the browser does not happen; the log says so."""
 
     def app(env: Any, start: Any) -> Iterator[bytes]:
         start("200 OK", OK)
         yield b"one"
         env[KEY].renew()
+        env[KEY]["b"] = 2
 
     served = Served(app)
     served.start(a=1)
+    before = served.sessions.store.list()[0]
+    served.get()
+    after = served.sessions.store.list()[0]
+
+    assert [r.levelno for r in caplog.records if r.levelno > logging.DEBUG] == [logging.ERROR]
+    assert "renewed" in caplog.text
+    assert after.version == before.version + 1
+    assert after.secret_hash == before.secret_hash
+
+
+def test_logged_in_after_the_head(caplog: pytest.LogCaptureFixture) -> None:
+    """A login whose cookie cannot be sent any more does not happen, nor what came with it."""
+
+    def app(env: Any, start: Any) -> Iterator[bytes]:
+        start("200 OK", OK)
+        yield b"one"
+        env[KEY].login("alice")
+
+    served = Served(app)
+    served.start(a=1)
+    before = served.sessions.store.list()
     served.get()
 
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "renewed" in caplog.text
+    assert served.sessions.store.list() == before
+    assert "logged in after the head" in caplog.text
 
 
 def test_the_store_fails_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

@@ -71,7 +71,8 @@ class Committed(msgspec.Struct):
         dropped: why what this request wrote was not kept: "" (it was), "gone" (the session ended
             meanwhile), "login" (a login came between), "shadow" (the cookie was from before one),
             "damaged" (the stored data cannot be read), "late" (a new session, and its cookie
-            could not be sent any more).
+            could not be sent any more), "late renewal" (a renewal or a login, likewise: it did
+            not happen; of a renewal the other changes are kept).
         events: what happened, for handlers and the log: (event, sid, detail).
     """
 
@@ -222,7 +223,13 @@ def commit(session: Session, env: Environment, late: bool = False) -> Flow[Commi
             if session._active:
                 yield from _touch(session, done, env)
         elif status is not _NEW and status is not _STARTED:
-            yield from _replace(session, changes, done, env)
+            if late and status is _RENEWED:
+                # The browser could not be told the new secret, and would be logged out by it.
+                done.dropped = "late renewal"
+                if session._working().login:
+                    session._restart()
+                    return done
+            yield from _replace(session, changes, done, env, renewing=not late)
     except DamagedRecord as error:
         done.dropped = "damaged"
         done.events.append(("damaged", session.sid, str(error)))
@@ -331,12 +338,14 @@ def _is_over(session: Session, record: Record, now: float) -> bool:
     return now >= deadline_of(seen, start_of(record), record.idle_timeout, record.lifetime)
 
 
-def _replace(session: Session, changes: Changes, done: Committed, env: Environment) -> Flow[None]:
+def _replace(
+    session: Session, changes: Changes, done: Committed, env: Environment, renewing: bool
+) -> Flow[None]:
     """Write to the record that was loaded, or merge into the one that took its place."""
     loaded = session._record
     assert loaded is not None
     token = session._opened.token
-    renewing = session._status is _RENEWED
+    renewing = renewing and session._status is _RENEWED
     work = session._working()
     login = work.login
     epoch = (yield from _begin_login(session, done, env)) if login else 0

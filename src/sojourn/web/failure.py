@@ -41,6 +41,11 @@ def too_late(done: Committed) -> str:
             "the session was first written to after the head of the answer had left; no cookie "
             "can be set any more, so it is not kept"
         )
+    if done.dropped == "late renewal":
+        return (
+            "the session was renewed or logged in after the head of the answer had left; no cookie "
+            "can be set any more, so that did not happen. Do it before the first bytes of the body"
+        )
     if done.sealed is not None:
         return (
             "the session was changed after the head of the answer had left; the cookie that holds "
@@ -48,8 +53,8 @@ def too_late(done: Committed) -> str:
         )
     if done.token is not None:
         return (
-            "the session was renewed, or its lifetime changed, after the head of the answer had "
-            "left; no cookie can be set any more, and an old one works for the grace at most. Do "
-            "that before the first bytes of the body"
+            "the lifetime of the session was changed after the head of the answer had left; its "
+            "cookie cannot be set any more and keeps the old one. Do that before the first bytes "
+            "of the body"
         )
     return ""

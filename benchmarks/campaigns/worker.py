@@ -129,7 +129,9 @@ class Worker:
             self._write(ack=one, sids=self.manager.end_all(user))
             return
         file = self._cookies / str(number)
-        cookie = file.read_text() if file.exists() else ""
+        cookie = ""
+        with contextlib.suppress(FileNotFoundError):
+            cookie = file.read_text()
         session = self.manager.session(f"id={cookie}")
         if session.is_new:
             do = "new"

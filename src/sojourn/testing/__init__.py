@@ -18,6 +18,7 @@ from __future__ import annotations
 from sojourn.testing import contract as contract  # isort: skip
 from sojourn.testing import interleave as interleave  # isort: skip
 from sojourn.testing import races as races  # isort: skip
+from sojourn.testing import whole as whole  # isort: skip
 from sojourn.testing.checking import (
     CHECKS,
     Check,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import threading
 from collections.abc import Callable
@@ -281,7 +282,7 @@ def test_a_failing_handler_runs_again(life: Life, kind_of_handler: type[Seen]) -
         life.clock.advance(20)
 
     assert handler.calls == [(sid_of(cookie), "idle")] * 4
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert pauses == sorted(pauses)
     assert pauses[0] >= 60 < pauses[-1] / 2
 

@@ -56,6 +56,9 @@ _SET_ASIDE = 100 * 365 * 86400.0
 _RESERVED = 60.0
 """How long a login that is under way keeps its place among its user's sessions."""
 _PAGE = 100
+_BREATH = 0.0003
+"""How long a sweep pauses after each session. SQLite has no queue of writers: one that waits looks
+again every few milliseconds, and would find one that never pauses writing each time."""
 SKEW = 60.0
 """How far apart the clocks of two workers may be: a sweep comes that much later, so that none whose
 clock is ahead ends a session that lives by another's."""
@@ -249,6 +252,7 @@ def sweep(
             else:
                 done.failed += 1
                 done.set_aside += record.attempts >= rules.max_attempts
+            yield Pause(_BREATH)
     yield from release("sweep", owner, env)
     return done
 

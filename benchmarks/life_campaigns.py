@@ -1,0 +1,451 @@
+"""Long campaigns on the life of sessions: kills of sweepers, large sweeps, races with an end.
+
+    python -m benchmarks.life_campaigns kills --count 200
+    python -m benchmarks.life_campaigns large --count 1000000
+    python -m benchmarks.life_campaigns end-all --store sqlite --count 100000
+    python -m benchmarks.life_campaigns cap --store memory --count 100
+
+Each prints one line of JSON and fails where a promise was broken. Their short forms are tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sojourn import SessionManager
+from sojourn.core import codec
+from sojourn.core.ending import SKEW
+from sojourn.core.record import ENDED, ENDING, LIVE
+from sojourn.core.session import Session
+from sojourn.errors import TooManySessions
+from sojourn.testing import Clock, new_record
+
+IDLE = 1800.0
+
+
+def sid_of(sessions: SessionManager, **values: Any) -> str:
+    """Make a session, and return its sid."""
+    session = sessions.session()
+    session.update(values or {"n": 1})
+    token = sessions.commit(session).token
+    assert token is not None
+    return token.sid
+
+
+# Kill -9 of the sweeper.
+
+_SWEEPER = """
+import os, signal, sys
+from sojourn import SessionManager
+
+path, log, now, die_at = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+sessions = SessionManager(f"sqlite:///{path}", idle_timeout=1800, clock=lambda: now)
+store = sessions.store
+steps = 0
+
+def step():
+    global steps
+    steps += 1
+    if steps == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def stepping(method):
+    def call(*arguments):
+        step()
+        answer = method(*arguments)
+        step()
+        return answer
+    return call
+
+store.due, store.delete = stepping(store.due), stepping(store.delete)
+file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@sessions.on_ended
+def ended(session, reason):
+    step()
+    os.write(file, f"{session.sid} {session['n']}\\n".encode())
+    step()
+
+sessions.sweep()
+"""
+
+
+def kills(folder: Path, count: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Kill a sweeper between claim, handler and delete, again and again; start the next.
+
+    Checked after each: whoever was deleted was handled. In the end: all were, and none more often
+    than the kills explain.
+    """
+    choose = random.Random(seed)
+    clock = Clock()
+    path, log = folder / "sessions.db", folder / "log"
+    log.touch()
+    made: list[str] = []
+    killed = 0
+    begun = time.perf_counter()
+    while killed < count:
+        sessions = SessionManager(f"sqlite:///{path}", idle_timeout=IDLE, clock=clock)
+        made += [sid_of(sessions, n=1) for _ in range(5)]
+        sessions.close()
+        clock.advance(IDLE + 2 * SKEW + 1)
+        died = _sweep_in_a_process(path, log, clock(), choose.randrange(1, 34))
+        killed += died
+        _check_handled(path, log)
+    clock.advance(86400)
+    assert not _sweep_in_a_process(path, log, clock(), 0)
+    runs = _check_handled(path, log)
+    assert set(runs) == set(made), "not all sessions were handled"
+    again = sum(runs.values()) - len(made)
+    assert again <= killed, f"{again} handlers ran again after {killed} kills"
+    return {
+        "kills": killed,
+        "sessions": len(made),
+        "handled": len(runs),
+        "handled again": again,
+        "most runs of one": max(runs.values()),
+        "deleted unhandled": 0,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def _sweep_in_a_process(path: Path, log: Path, now: float, die_at: int) -> bool:
+    """Return whether it was killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SWEEPER, str(path), str(log), str(now), str(die_at)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def _check_handled(path: Path, log: Path) -> Counter[str]:
+    runs = Counter(line.split()[0] for line in log.read_text().splitlines())
+    with _closing(path) as sessions:
+        store = sessions.store
+        there = {record.sid for status in (LIVE, ENDING) for record in _all(store, status)}
+        buried = {record.sid for record in _all(store, ENDED)}
+    assert not buried - set(runs), "a session was deleted unhandled"
+    assert not there & buried
+    return runs
+
+
+class _closing:
+    def __init__(self, path: Path) -> None:
+        self.sessions = SessionManager(f"sqlite:///{path}")
+
+    def __enter__(self) -> SessionManager:
+        return self.sessions
+
+    def __exit__(self, *_: object) -> None:
+        self.sessions.close()
+
+
+def _all(store: Any, status: int) -> list[Any]:
+    found: list[Any] = []
+    while page := store.list(None, status, found[-1].sid if found else "", 1000):
+        found += page
+    return found
+
+
+# A large sweep, and requests beside it.
+
+_REQUESTS = """
+import json, select, sys, time
+from sojourn import SessionManager
+
+path, cookie = sys.argv[1], sys.argv[2]
+sessions = SessionManager(f"sqlite:///{path}", idle_timeout=1e6, lifetime=None)
+took = []
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.001)[0]:
+    begun = time.perf_counter()
+    session = sessions.session(cookie)
+    session.add("n")
+    sessions.commit(session)
+    took.append(time.perf_counter() - begun)
+took.sort()
+at = lambda share: round(took[min(len(took) - 1, int(len(took) * share))] * 1000, 2)
+print(json.dumps({"requests": len(took), "p50 ms": at(0.5), "p99 ms": at(0.99),
+                  "p99.9 ms": at(0.999), "max ms": at(1.0)}))
+"""
+
+
+def large(
+    folder: Path, count: int = 1_000_000, due: int | None = None, handlers: bool = False
+) -> dict[str, Any]:
+    """Sweep many sessions that are due at once, out of many more, while another process writes.
+
+    The requests' times are taken without the sweep, then with it.
+
+    Args:
+        folder: for the file.
+        count: how many sessions there are.
+        due: how many of them are over; a tenth if not given.
+        handlers: whether there is a handler of their end.
+    """
+    due = count // 10 if due is None else due
+    import apsw
+
+    from sojourn.stores import sqlite
+
+    path = folder / "sessions.db"
+    clock = Clock(time.time())
+    sessions = SessionManager(f"sqlite:///{path}", idle_timeout=1e6, lifetime=None, clock=clock)
+    session = sessions.session()
+    session["n"] = 0
+    cookie = f"{sessions.cookie.name_for[False]}={sessions.commit(session).token}"
+    now = clock()
+    with apsw.Connection(str(path)) as connection:
+        connection.executemany(sqlite._CREATE, _rows(count, due, now))
+    connection.close()
+    assert sessions.store.count() == count + 1
+    if handlers:
+        sessions.on_ended(lambda session, reason: None)
+    alone = _beside(path, cookie, lambda: time.sleep(5))
+    sessions.sweep(stop=lambda: True)
+    before = _memory()
+    begun = time.perf_counter()
+    swept: list[int] = []
+    beside = _beside(path, cookie, lambda: swept.append(sessions.sweep().ended))
+    seconds = time.perf_counter() - begun
+    assert swept == [due], swept
+    assert sessions.store.count() == count + 1 - due
+    sessions.close()
+    return {
+        "sessions": count,
+        "swept": swept[0],
+        "handlers": handlers,
+        "seconds": round(seconds, 1),
+        "more memory MiB": round((_memory() - before) / 1024, 1),
+        "requests alone": alone,
+        "requests beside": beside,
+    }
+
+
+def _rows(count: int, due: int, now: float) -> Any:
+    data = codec.join({"n": codec.encode_value(1, key="n", depth=8)})
+    for number in range(count):
+        over = number % (count // due) == 0 and number // (count // due) < due
+        deadline = now - 3600.0 - number * 1e-3 if over else now + 1e5 + number
+        record = new_record(now - 7200.0, deadline=deadline, data=data)
+        yield msgspec.structs.astuple(record)
+
+
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _beside(path: Path, cookie: str, work: Callable[[], Any]) -> dict[str, Any]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _REQUESTS, str(path), cookie],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        work()
+        out, _ = process.communicate("\n")
+        figures: dict[str, Any] = json.loads(out)
+        return figures
+
+
+# Races.
+
+
+class Together:
+    """Threads that begin their jobs at the same moment, again and again."""
+
+    def __init__(self, size: int) -> None:
+        self._jobs: list[Callable[[], Any]] = []
+        self._begin, self._end = threading.Barrier(size + 1), threading.Barrier(size + 1)
+        self.errors: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), daemon=True)
+            for number in range(size)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, number: int) -> None:
+        while True:
+            self._begin.wait()
+            if not self._jobs:
+                return
+            try:
+                self._jobs[number]()
+            except BaseException as error:
+                self.errors.append(error)
+            self._end.wait()
+
+    def run(self, jobs: list[Callable[[], Any]]) -> None:
+        """Run as many jobs as there are threads."""
+        self._jobs = jobs
+        self._begin.wait()
+        self._end.wait()
+        if self.errors:
+            raise self.errors[0]
+
+    def close(self) -> None:
+        self._jobs = []
+        self._begin.wait()
+        for thread in self._threads:
+            thread.join()
+
+
+KINDS = ("login", "upgrade", "renewal", "write", "touch")
+
+
+def end_all(store: Any, count: int = 100_000, wide: int = 50, seed: int = 0) -> dict[str, Any]:
+    """Race ends of all of a user's sessions with requests in flight; count who survives.
+
+    Args:
+        store: a blocking store, or its URL.
+        count: requests in flight, `wide` of them against one end at a time, of each kind as many.
+        wide: how many at once.
+        seed: of the order in which they begin.
+    """
+    choose = random.Random(seed)
+    sessions = SessionManager(store, idle_timeout=IDLE, touch_interval=1)
+    name = sessions.cookie.name_for[False]
+
+    def made(user: str | None) -> str:
+        session = sessions.session()
+        session["n"] = 1
+        if user:
+            session.login(user)
+        return f"{name}={sessions.commit(session).token}"
+
+    def pending(kind: str, user: str) -> Session:
+        cookie = "" if kind == "login" else made(None if kind == "upgrade" else user)
+        session = sessions.session(cookie)
+        if kind in ("login", "upgrade"):
+            session.login(user)
+        elif kind == "renewal":
+            session.renew()
+        elif kind == "write":
+            session.add("n")
+        else:
+            session.touch()
+        return session
+
+    together = Together(wide + 1)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    trials, survivors, dropped = 0, 0, 0
+    begun = time.perf_counter()
+    try:
+        while trials < count:
+            user = f"user {seed} {trials}"
+            in_flight = [pending(KINDS[number % 5], user) for number in range(wide)]
+            done: list[Any] = []
+            jobs: list[Callable[[], Any]] = [
+                partial(_commit, sessions, session, done) for session in in_flight
+            ]
+            jobs.append(partial(sessions.end_all, user))
+            choose.shuffle(jobs)
+            together.run(jobs)
+            trials += wide
+            dropped += sum(bool(one.dropped) for one in done)
+            survivors += len(sessions.of_user(user))
+    finally:
+        sys.setswitchinterval(before)
+        together.close()
+        sessions.close()
+    assert survivors == 0, f"{survivors} of {trials} survived"
+    return {
+        "store": type(sessions.store).__name__,
+        "trials": trials,
+        "survivors": survivors,
+        # That came after the end; the others were written, and ended then.
+        "came too late": dropped,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def cap(store: Any, count: int = 100, logins: int = 50, limit: int = 3) -> dict[str, Any]:
+    """Log in in parallel under a cap, again and again; each time exactly that many are left."""
+    sessions = {
+        policy: SessionManager(store, idle_timeout=IDLE, max_sessions=limit, on_too_many=policy)
+        for policy in ("end-oldest", "deny")
+    }
+    together = Together(logins)
+    left: Counter[str] = Counter()
+    begun = time.perf_counter()
+    try:
+        for number in range(count):
+            policy = ("end-oldest", "deny")[number % 2]
+            manager, user = sessions[policy], f"capped {number}"
+            together.run([partial(_log_in, manager, user)] * logins)
+            left[f"{policy}: {len(manager.of_user(user))}"] += 1
+    finally:
+        together.close()
+        sessions["deny"].close()
+    assert set(left) <= {f"end-oldest: {limit}", f"deny: {limit}"}, left
+    return {
+        "store": type(sessions["deny"].store).__name__,
+        "rounds": count,
+        "parallel logins": logins,
+        "left": dict(left),
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def _commit(sessions: SessionManager, session: Session, done: list[Any]) -> None:
+    done.append(sessions.commit(session))
+
+
+def _log_in(sessions: SessionManager, user: str) -> None:
+    session = sessions.session()
+    session.login(user)
+    try:
+        sessions.commit(session)
+    except TooManySessions:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("campaign", choices=["kills", "large", "end-all", "cap"])
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--store", default="memory", help="memory, sqlite, or a URL")
+    parser.add_argument("--handlers", action="store_true", help="sweep with a handler")
+    given = parser.parse_args()
+    number = {} if given.count is None else {"count": given.count}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        url = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/sessions.db"}
+        store = url.get(given.store, given.store)
+        if given.campaign == "kills":
+            figures = kills(folder, **number)
+        elif given.campaign == "large":
+            figures = large(folder, **number, handlers=given.handlers)
+        elif given.campaign == "end-all":
+            figures = end_all(store, **number)
+        else:
+            from sojourn.stores import open_store
+
+            figures = cap(open_store(store), **number)
+    print(json.dumps({"campaign": given.campaign, **figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -101,7 +101,7 @@ def kills(folder: Path, count: int = 200, seed: int = 0) -> dict[str, Any]:
     begun = time.perf_counter()
     while killed < count:
         sessions = SessionManager(f"sqlite:///{path}", idle_timeout=IDLE, clock=clock)
-        made += [sid_of(sessions, n=1) for _ in range(5)]
+        made += [sid_of(sessions, n=1) for _ in range(3)]
         sessions.close()
         clock.advance(IDLE + 2 * SKEW + 1)
         died = _sweep_in_a_process(path, log, clock(), choose.randrange(1, 34))

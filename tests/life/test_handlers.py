@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import threading
@@ -311,30 +312,36 @@ def test_one_that_always_fails_is_set_aside(life: Life, kind_of_handler: type[Se
 
 
 def test_one_that_kills_its_process_is_set_aside(life: Life) -> None:
-    """A handler that nobody ever comes back from does not take every sweeper with it for ever."""
+    """A handler that nobody comes back from is tried later and later, and then set aside.
+
+    It takes no sweeper with it for ever, and no other session: they are handled in between.
+    """
 
     class Killed(BaseException):
         pass
 
-    runs: list[str] = []
+    runs: list[tuple[str, float]] = []
+    poison, others = life.login(), [life.login(), life.login()]
 
     @life.sessions.on_ended
     def ended(session: Session, reason: str) -> None:
-        runs.append(session.sid)
-        raise Killed
+        runs.append((session.sid, life.clock()))
+        if session.sid == sid_of(poison):
+            raise Killed
 
-    cookie = life.login()
     over(life)
-    for _ in range(20):
-        try:
-            done = life.do("sweep")
-        except Killed:
-            done = None
-        life.clock.advance(61 + SKEW)
+    for _ in range(200):
+        with contextlib.suppress(Killed):
+            life.do("sweep")
+        life.clock.advance(3600)
 
-    assert runs == [sid_of(cookie)] * 10
-    assert done is not None
-    assert [record.sid for record in life.do("set_aside")] == [sid_of(cookie)]
+    times = [at for sid, at in runs if sid == sid_of(poison)]
+    assert len(times) == 10
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] > 4 * 3600
+    assert [record.sid for record in life.do("set_aside")] == [sid_of(poison)]
+    assert sorted(sid for sid, _ in runs if sid != sid_of(poison)) == sorted(map(sid_of, others))
 
 
 def test_others_run_beside_one_that_fails(life: Life) -> None:

@@ -93,11 +93,19 @@ def unseal(record: Record, env: Environment) -> bytes:
 # One session.
 
 
-def end(sid: str, reason: str, env: Environment) -> Flow[bool]:
+def end(sid: str, reason: str, env: Environment, user: str | None = None) -> Flow[bool]:
     """End one session for good, then run the handlers of its end; whether this call ended it.
 
-    It is over before the first handler runs, whatever the handlers do.
+    It is over before the first handler runs, whatever the handlers do. With `user` it ends only
+    where it is that user's.
     """
+    if user is not None:
+        try:
+            theirs: Record | None = yield Load(sid)
+        except DamagedRecord:
+            return False
+        if theirs is None or theirs.user != user:
+            return False
     now, rules = env.clock(), env.rules
     if not _awaited(env):
         return (yield Delete(sid, _tombstone(reason, now, env)))  # type: ignore[no-any-return]
@@ -149,14 +157,25 @@ def _finish(record: Record, env: Environment) -> Flow[bool]:
     if not failed:
         yield Delete(record.sid, _tombstone(reason, now, env, at))
         return True
-    if record.attempts >= rules.max_attempts:
-        due = now + _SET_ASIDE
-    else:
-        # Twice as long each time, a day at most, and not all at the same moment.
-        spread = 0.75 + int.from_bytes(env.entropy(2)) / 131072
-        due = now + min(86400.0, rules.lease * 2**record.attempts) * spread
+    due = now + _SET_ASIDE if record.attempts >= rules.max_attempts else _next_try(record, env)
     yield Delete(record.sid, Ended(ENDING, reason, now, due))
     return False
+
+
+def _next_try(record: Record, env: Environment) -> float:
+    """Return when: twice as late each time, a day at most, and not all at the same moment."""
+    spread = 0.75 + int.from_bytes(env.entropy(2)) / 131072
+    return env.clock() + min(86400.0, env.rules.lease * 2**record.attempts) * spread
+
+
+def _try_again(record: Record, env: Environment) -> Flow[bool]:
+    """Finish what a sweep claimed; put off first what it claimed before.
+
+    Handlers that end the process they run in are so tried later and later, as those that fail.
+    """
+    if record.attempts > 1:
+        yield Delete(record.sid, Ended(ENDING, "", env.clock(), _next_try(record, env)))
+    return (yield from _finish(record, env))
 
 
 def _final(record: Record, env: Environment) -> Session:
@@ -247,7 +266,7 @@ def sweep(
                 yield Delete(record.sid, Ended(ENDING, "", now, now + _SET_ASIDE))
                 done.failed += 1
                 done.set_aside += 1
-            elif (yield from _finish(record, env)):
+            elif (yield from _try_again(record, env)):
                 done.ended += 1
             else:
                 done.failed += 1

@@ -79,12 +79,14 @@ _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted([*_MODULES, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module 'sojourn' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"sojourn.{module}"), name)
-    return value
+if not TYPE_CHECKING:  # Or every misspelt name would be one of these for type checkers.
+
+    def __getattr__(name: str) -> Any:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module 'sojourn' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"sojourn.{module}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

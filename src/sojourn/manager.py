@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -29,9 +29,16 @@ from sojourn.core.session import Opened, Session
 from sojourn.core.token import Entropy, is_sid
 from sojourn.devices import Device
 from sojourn.drivers import arun, run
-from sojourn.errors import ConfigurationError, Conflict, DamagedRecord, StoreUnavailable
+from sojourn.errors import (
+    ConfigurationError,
+    Conflict,
+    DamagedRecord,
+    InvalidValue,
+    SojournError,
+    StoreUnavailable,
+)
 from sojourn.handlers import ADesk, Desk, Handler, Handlers
-from sojourn.stores import open_async_store, open_store
+from sojourn.stores import check_url, open_async_store, open_store
 from sojourn.stores.base import AsyncStore, Store
 from sojourn.sweeper import Sweeper
 
@@ -84,16 +91,16 @@ class SessionManager:
         max_keys: int = 1000,
         max_depth: int = 64,
         max_sessions: int | None = None,
-        on_too_many: str = "end-oldest",
-        on_theft: str = "log",
-        on_conflict: str = "last",
-        on_store_error: str = "raise",
+        on_too_many: Literal["end-oldest", "deny"] = "end-oldest",
+        on_theft: Literal["log", "end", "end-user"] = "log",
+        on_conflict: Literal["last", "raise"] = "last",
+        on_store_error: Literal["raise", "continue"] = "raise",
         commit_on_error: bool = False,
         cookie_name: str = "id",
         cookie_secure: bool | None = None,
         cookie_domain: str | None = None,
         cookie_path: str = "/",
-        cookie_samesite: str = "Lax",
+        cookie_samesite: Literal["Lax", "Strict", "None"] = "Lax",
         cookie_partitioned: bool = False,
         clock: Callable[[], float] = time.time,
         entropy: Entropy = os.urandom,
@@ -102,7 +109,7 @@ class SessionManager:
 
         Args:
             store: a URL ("sqlite:///sessions.db", see `sojourn.stores.open_store`), or a store.
-            expiry: a named pair of limits, such as `Expiry.NIST_800_63B_4_AAL3`, in place of the
+            expiry: a named pair of limits, such as `sojourn.NIST_800_63B_4_AAL3`, in place of the
                 two that follow.
             idle_timeout: how long a session lives without being used (default 1 hour); None: no
                 such limit.
@@ -140,7 +147,11 @@ class SessionManager:
                 faults.append(str(error))
                 return None
 
-        if expiry is not None:
+        if expiry is not None and not isinstance(expiry, Expiry):
+            faults.append(
+                f"expiry is {expiry!r}; it must be an Expiry such as sojourn.NIST_800_63B_4_AAL3"
+            )
+        elif expiry is not None:
             given = (idle_timeout, lifetime) != (_DEFAULT.idle_timeout, _DEFAULT.lifetime)
             if given:
                 faults.append("expiry is given together with idle_timeout or lifetime; give one")
@@ -170,6 +181,14 @@ class SessionManager:
                 faults.append(f"{name} is {number!r}; it must be an int above 0")
         if type(max_depth) is int and max_depth > 200:
             faults.append(f"max_depth is {max_depth}; it must be 200 at most")
+        if isinstance(store, str):
+            checked(lambda: check_url(store))
+        elif not hasattr(store, "load"):
+            faults.append(
+                f"store is {store!r}; it must be a URL such as 'sqlite:///sessions.db', or a store"
+            )
+        if not isinstance(commit_on_error, bool):
+            faults.append(f"commit_on_error is {commit_on_error!r}; it must be True or False")
         if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
             faults.append(f"max_sessions is {max_sessions!r}; it must be an int above 0, or None")
         for name, choice, allowed in (
@@ -410,21 +429,31 @@ class SessionManager:
         made on the loop when the session is first used. Where the store does not answer, the
         error is raised when the session is first used, so that a page without it works.
         """
-        session = self.session_at_once(cookie, https, client or _NOBODY)
+        client = client or _NOBODY
+        session = self.session_at_once(cookie, https, client)
+        if session is None and self._astore is None:
+            try:
+                # Not on the loop: to open a file may take its time.
+                await asyncio.to_thread(self._open_astore)
+            except SojournError as error:
+                failure = error
+                return Session(self._env, lambda: self._without(failure), client)
+            session = self.session_at_once(cookie, https, client)
         if session is None:
-            session = await self._loaded_session(cookie, https, client or _NOBODY)
+            session = await self._loaded_session(cookie, https, client)
         return session
 
     def session_at_once(self, cookie: str, https: bool, client: Client) -> Session | None:
         """Return the session of a request, on an event loop, if that needs no waiting.
 
-        None: a cookie came, and the store must be awaited; see `asession`.
+        None: the store is not open yet, or a cookie came and the store must be awaited; see
+        `asession`.
         """
         if self._carried:
             return self._carried_session(cookie, https, client)
         store = self._astore
         if store is None:
-            store = self._open_astore()
+            return None
         if store.promises.inline and self._store is not None:
             return Session(self._env, partial(self.open, cookie, https), client)
         if not tokens_in(cookie, self.cookie.name_for[https]):
@@ -603,9 +632,10 @@ class SessionManager:
         return await self.arun(ending.retry(_sid(sid), self._env))
 
     def _page(self) -> int:
-        # Handlers take their time: claim few at once, so that a lease is enough for them.
+        # One at a time where handlers run, so that a lease is for one session, and what counts as
+        # an attempt at its handlers is one.
         awaited = self._env.rules.handlers & {"ended", "ended in transaction"}
-        return 10 if awaited else 100
+        return 1 if awaited else 100
 
     def _swept(self, done: Swept) -> Swept:
         self.counters["swept"] += done.ended
@@ -620,15 +650,26 @@ class SessionManager:
 
     # Users and operators.
 
-    def end(self, sid: str, reason: str = "operator") -> bool:
-        """End one session for good; returns whether this call did it."""
-        done = self.run(ending.end(_sid(sid), reason, self._env))
+    def end(self, sid: str, reason: str = "operator", *, user: str | None = None) -> bool:
+        """End one session for good; returns whether this call did it.
+
+        Args:
+            sid: of the session. What is no sid names none: it may come from a form.
+            reason: told to its visitor; for what the user did by "user".
+            user: end it only if it is that user's. Always give it where users end sessions
+                themselves, or they could end those of others.
+        """
+        if not is_sid(sid):
+            return False
+        done = self.run(ending.end(sid, reason, self._env, _user(user) if user else None))
         self.counters["ended"] += done
         return done
 
-    async def aend(self, sid: str, reason: str = "operator") -> bool:
+    async def aend(self, sid: str, reason: str = "operator", *, user: str | None = None) -> bool:
         """As `end`."""
-        done = await self.arun(ending.end(_sid(sid), reason, self._env))
+        if not is_sid(sid):
+            return False
+        done = await self.arun(ending.end(sid, reason, self._env, _user(user) if user else None))
         self.counters["ended"] += done
         return done
 
@@ -637,7 +678,7 @@ class SessionManager:
 
         A login that is in flight does not survive it either.
         """
-        ended = self.run(ending.end_all_of(user, keep, reason, self._env))
+        ended = self.run(ending.end_all_of(_user(user), keep, reason, self._env))
         self.counters["ended"] += len(ended)
         return ended
 
@@ -645,7 +686,7 @@ class SessionManager:
         self, user: str, *, keep: str | None = None, reason: str = "user"
     ) -> list[str]:
         """As `end_all`."""
-        ended = await self.arun(ending.end_all_of(user, keep, reason, self._env))
+        ended = await self.arun(ending.end_all_of(_user(user), keep, reason, self._env))
         self.counters["ended"] += len(ended)
         return ended
 
@@ -656,12 +697,12 @@ class SessionManager:
             user: whose.
             current: the sid of the request's own session, to be marked as such.
         """
-        records = self.run(ending.records_of(user, self._env))
+        records = self.run(ending.records_of(_user(user), self._env))
         return [Device(record, record.sid == current) for record in records]
 
     async def aof_user(self, user: str, *, current: str | None = None) -> list[Device]:
         """As `of_user`."""
-        records = await self.arun(ending.records_of(user, self._env))
+        records = await self.arun(ending.records_of(_user(user), self._env))
         return [Device(record, record.sid == current) for record in records]
 
     def count(self, user: str | None = None) -> int:
@@ -735,9 +776,9 @@ class SessionManager:
 
     # Inside.
 
-    def _without(self, error: StoreUnavailable) -> Opened:
+    def _without(self, error: SojournError) -> Opened:
         self.counters["store errors"] += 1
-        if not self._continue:
+        if not self._continue or not isinstance(error, StoreUnavailable):
             raise error
         log.error("the request goes on without a session: %s", error)
         return Opened(self._env.clock(), shadow=True, failure=error)
@@ -853,6 +894,20 @@ def _lost(name: str, lease: float) -> Conflict:
         f"the lock of session {name} ran out after {lease:g} s, and what was done under it is not "
         "kept; give exclusive() a longer lease"
     )
+
+
+def _user(user: str) -> str:
+    """Return the id of a user; None and the like would mean the sessions of everybody.
+
+    Raises:
+        InvalidValue: it is none.
+    """
+    if not isinstance(user, str) or not user:
+        raise InvalidValue(
+            f"the user is {user!r}; it must be a str that is not empty. Nobody is logged in where "
+            "session.user is None"
+        )
+    return user
 
 
 def _count(user: str | None) -> Flow[int]:

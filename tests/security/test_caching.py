@@ -204,7 +204,7 @@ def test_P2_every_use_is_marked(site: Site, use: str) -> None:
     answer = site.request(handler, https=True, headers=[("Cache-Control", "public")])
 
     assert "Cookie" in answer.all("Vary")
-    assert (answer.one("Cache-Control") or "").endswith("private")
+    assert "private" in (answer.one("Cache-Control") or "")
 
 
 def test_P3_clear_site_data(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -621,3 +622,23 @@ def test_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
         assert dict(client.cookies) == {}
         client.cookies.update(kept)
         assert client.get("/").text == "None"
+
+
+async def test_a_page_without_the_session_works_on_an_unusable_file(tmp_path: Path) -> None:
+    """Also when the store cannot even be opened, a page that looks at no session is answered."""
+    (tmp_path / "sessions.db").write_bytes(b"no database, but text" * 100)
+    sessions = SessionManager(f"sqlite:///{tmp_path / 'sessions.db'}")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"fine"})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/", "headers": [(b"cookie", b"id=x")], "scheme": "http"}
+    await SessionMiddleware(app, sessions)(scope, None, send)  # type: ignore[arg-type]
+
+    assert [message.get("status") for message in sent] == [200, None]

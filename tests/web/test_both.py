@@ -283,7 +283,7 @@ def test_the_applications_own_headers(site: Site) -> None:
 
     assert answer.all("Set-Cookie") == ["a=1", "b=2"]
     assert answer.all("Vary") == ["Accept", "Cookie"]
-    assert answer.one("Cache-Control") == "max-age=5, private"
+    assert answer.one("Cache-Control") == "private, max-age=5"
     no_touch = site.visit(quiet, headers=own)
     assert no_touch.all("Cache-Control") == ["public", "S-MaxAge=60, max-age=5"]
 
@@ -392,7 +392,7 @@ def test_p2_any_use_marks_the_answer(site: Site, use: str) -> None:
     for sent in ("", cookie, "id=x", cookie.replace(".", "A.")):
         answer = site.request(handler, cookie=sent, headers=[("Cache-Control", "public")])
         assert "Cookie" in answer.all("Vary"), sent
-        assert (answer.one("Cache-Control") or "").endswith("private"), sent
+        assert "private" in (answer.one("Cache-Control") or ""), sent
 
 
 @pytest.mark.parametrize("colour", SITES)

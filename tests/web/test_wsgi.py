@@ -7,6 +7,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
@@ -14,6 +15,7 @@ from wsgiref.validate import validator
 import httpx
 import pytest
 
+from sojourn.errors import StoreUnavailable, TooManySessions
 from sojourn.manager import SessionManager
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Fault, FlakyStore, RecordingStore
@@ -546,3 +548,54 @@ def test_waitress() -> None:
         assert dict(client.cookies) == {}
         client.cookies.update(kept)
         assert client.get("/").text == "None"
+
+
+def test_a_refused_login_leaves_the_answer_to_the_application() -> None:
+    """Who catches TooManySessions answers with a page of their own; the rest is still kept."""
+
+    def app(env: Any, start: Any) -> list[bytes]:
+        session = env[KEY]
+        session["asked"] = True
+        session.login("alice")
+        try:
+            served.sessions.commit(session)
+        except TooManySessions:
+            start("409 Conflict", OK)
+            return [b"Sign out somewhere else first."]
+        start("200 OK", OK)
+        return [b"welcome"]
+
+    served = Served(app, max_sessions=1, on_too_many="deny")
+    assert served.get().body == b"welcome"
+    served.cookie = ""
+    answer = served.get()
+
+    assert answer.status == 409
+    assert answer.body == b"Sign out somewhere else first."
+    session = served.sessions.session(served.cookie)
+    assert (session["asked"], session.user) == (True, None)
+
+
+def test_a_store_that_hangs_is_asked_once_a_request() -> None:
+    """The limits of time of several looks at the session do not add up."""
+
+    def app(env: Any, start: Any) -> list[bytes]:
+        for _ in range(3):
+            with suppress(StoreUnavailable):
+                env[KEY].get("a")
+        start("200 OK", OK)
+        return [b"without"]
+
+    flaky = FlakyStore(
+        MemoryStore(), lambda verb, _: Fault.UNAVAILABLE if verb == "load" else None
+    )
+    served = Served(app, flaky)
+    served.start(a=1)
+    served.store.calls.clear()
+    served.get()
+    once = len(served.store.calls)
+    served.store.calls.clear()
+    with suppress(StoreUnavailable):
+        served.sessions.session(served.cookie).get("a")
+
+    assert len(served.store.calls) == once

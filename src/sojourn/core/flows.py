@@ -36,7 +36,7 @@ from sojourn.core.record import LIVE, MARK, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import EndedBefore, Opened, Session, Status
 from sojourn.core.token import Token, drawn, hash_secret, new_secret, same_hash
-from sojourn.errors import Conflict, DamagedRecord, InvalidValue, SessionEnded
+from sojourn.errors import Conflict, DamagedRecord, InvalidValue, SessionEnded, TooManySessions
 
 __all__ = [
     "Committed",
@@ -514,7 +514,13 @@ def _begin_login(session: Session, done: Committed, env: Environment) -> Flow[in
         done.events.append(("dropped", session.sid, "the user's sessions were ended meanwhile"))
         session._restart()
         return None
-    for sid in (yield from ending.reserve(user, session.sid, env)):
+    try:
+        going = yield from ending.reserve(user, session.sid, env)
+    except TooManySessions:
+        # Whoever catches this may answer with a page of their own, and commit.
+        session._forget_login()
+        raise
+    for sid in going:
         yield from ending.end(sid, "replaced", env)
     return epoch
 

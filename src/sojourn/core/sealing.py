@@ -117,8 +117,11 @@ def _checked(key: bytes | str, place: int) -> bytes:
     if isinstance(key, str):
         key = key.encode()
     if not isinstance(key, bytes) or len(key) < 32 or _guessable(key):
+        what = "is not random: a repetition, a word of samples, or few different characters"
+        if not isinstance(key, bytes) or len(key) < 32:
+            what = "is too short, or no bytes or str"
         raise ConfigurationError(
-            f"seal_keys[{place}] must be at least 32 random bytes; make one with: "
+            f"seal_keys[{place}] {what}; it must be at least 32 random bytes. Make one with: "
             "python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     # One length for HMAC, whatever was given; a longer key loses nothing.

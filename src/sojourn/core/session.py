@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -189,13 +189,21 @@ class Session(MutableMapping[str, Any]):
         # What a commit has to tell the browser; kept for the one that is made at the head.
         self._owed: Any = None
 
-    def __getattr__(self, name: str) -> Any:
+    if not TYPE_CHECKING:  # Or every misspelt name would be one of these for type checkers.
+
+        def __getattr__(self, name: str) -> Any:
+            return self._fill(name)
+
+    def _fill(self, name: str) -> Any:
         # A slot that is not filled yet. It costs nothing once it is, and makes "was the session
         # looked at" and "was it used" facts that no method of the mapping can forget to note.
         if name not in _LAZY:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         load = self._load
         if load is not None:
+            if self._failure is not None:
+                # Asked once a request: limits of time add up otherwise.
+                raise self._failure
             try:
                 opened = load()
             except StoreUnavailable as error:
@@ -385,7 +393,7 @@ class Session(MutableMapping[str, Any]):
     def __getitem__(self, key: Any) -> Any:
         """Return a value; or the typed state of a class, made on first use."""
         # Asked for by name the first time: to find that the slot is empty costs more.
-        cache = self._cache if self._load is None else self.__getattr__("_cache")
+        cache = self._cache if self._load is None else self._fill("_cache")
         if key in cache:
             return cache[key]
         packed = self._index.get(key)
@@ -722,6 +730,13 @@ class Session(MutableMapping[str, Any]):
             work.handed, work.states = values, states
             self._cache.update(cache)
         self._active = active
+
+    def _forget_login(self) -> None:
+        """Go on without the login of this request, which was refused; all else stays."""
+        work = self._working()
+        work.login = False
+        work.salt = b""
+        del work.head["user"], work.head["authenticated"]
 
     def _reread(self, record: Record, data: bytes) -> None:
         """Stand for the record as it is now; what was handed out before is watched no more."""

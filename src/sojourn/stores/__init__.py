@@ -17,7 +17,7 @@ from sojourn.errors import ConfigurationError
 if TYPE_CHECKING:
     from sojourn.stores.base import AsyncStore, Store
 
-__all__ = ["open_async_store", "open_store"]
+__all__ = ["check_url", "open_async_store", "open_store"]
 
 _GROUP = "sojourn.stores"
 
@@ -39,6 +39,7 @@ _SCHEMES: dict[str, tuple[str, str]] = {
     "mariadb": ("mariadb", "mariadb"),
     "mysql": ("mariadb", "mariadb"),
     "cookie": ("cookie", "cookie"),
+    "moving": ("moving", ""),
 }
 
 
@@ -66,7 +67,7 @@ def open_async_store(url: str) -> AsyncStore:
     return cast("AsyncStore", _open(url, blocking=False))
 
 
-def _open(url: str, *, blocking: bool) -> Any:
+def _scheme_of(url: str) -> str:
     # The URL itself is in no message: it may hold a password.
     if not isinstance(url, str):
         raise ConfigurationError(
@@ -74,12 +75,29 @@ def _open(url: str, *, blocking: bool) -> Any:
             f"this is of the type {type(url).__name__}"
         )
     scheme, colon, _ = url.partition(":")
-    scheme = scheme.lower()
     if not colon:
         raise ConfigurationError(
             "the URL of a store begins with a scheme and a colon, as 'sqlite:///sessions.db' "
             f"does; this one has no colon. Known schemes: {_known()}"
         )
+    return scheme.lower()
+
+
+def check_url(url: str) -> None:
+    """Make sure that a URL names a store whose client library is installed; opens nothing.
+
+    Raises:
+        ConfigurationError: as `open_store`, but for what is behind the scheme.
+    """
+    scheme = _scheme_of(url)
+    try:
+        _module_of(scheme)
+    except ModuleNotFoundError as error:
+        raise _missing(scheme, error) from error
+
+
+def _open(url: str, *, blocking: bool) -> Any:
+    scheme = _scheme_of(url)
     try:
         module = _module_of(scheme)
         if not blocking and hasattr(module, "afrom_url"):

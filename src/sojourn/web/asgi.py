@@ -18,7 +18,7 @@ from sojourn.core.record import Client
 from sojourn.core.session import Session
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
-from sojourn.web.failure import failure_of, too_late
+from sojourn.web.failure import checked, failure_of, too_late
 from sojourn.web.headers import Headers, with_session
 
 __all__ = ["COMMIT", "KEY", "SessionMiddleware"]
@@ -49,7 +49,7 @@ class SessionMiddleware:
             exclude: paths, and all below them, that get no session: "/static".
         """
         self.app = app
-        self.sessions = sessions
+        self.sessions = checked(sessions)
         self.exclude = tuple(path.rstrip("/") for path in exclude)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

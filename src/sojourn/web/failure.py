@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sojourn.errors import Conflict, SojournError, TooManySessions
-from sojourn.manager import Committed
+from sojourn.errors import ConfigurationError, Conflict, SojournError, TooManySessions
+from sojourn.manager import Committed, SessionManager
 
-__all__ = ["Failure", "failure_of", "too_late"]
+__all__ = ["Failure", "checked", "failure_of", "too_late"]
 
 Failure = tuple[int, str, list[tuple[str, str]], bytes]
 
@@ -32,6 +32,20 @@ def failure_of(error: SojournError) -> Failure:
     if status == 503:
         headers.append(("Retry-After", "5"))
     return status, reason, headers, body
+
+
+def checked(sessions: SessionManager) -> SessionManager:
+    """Return what a middleware was given, if it is a session manager.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if not isinstance(sessions, SessionManager):
+        raise ConfigurationError(
+            f"SessionMiddleware(app, sessions) was given {sessions!r} for sessions; it must be a "
+            "SessionManager"
+        )
+    return sessions
 
 
 def too_late(done: Committed) -> str:

@@ -93,4 +93,5 @@ def _private(caching: list[str], *, no_store: bool) -> str:
         # What allows or speaks to shared caches has to go; `private` itself is set below, whole.
         if part and name not in ("public", "s-maxage", "private", "proxy-revalidate"):
             kept.append(part)
-    return ", ".join([*kept, "private"])
+    # First, where no quotation of what follows can swallow it, whatever a cache makes of quotes.
+    return ", ".join(["private", *kept])

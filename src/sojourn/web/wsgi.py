@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sojourn.core.record import Client
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
-from sojourn.web.failure import failure_of, too_late
+from sojourn.web.failure import checked, failure_of, too_late
 from sojourn.web.headers import with_session
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class SessionMiddleware:
     def __init__(self, app: WSGIApplication, sessions: SessionManager) -> None:
         """Serve `app`, with sessions of `sessions`."""
         self.app = app
-        self.sessions = sessions
+        self.sessions = checked(sessions)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""

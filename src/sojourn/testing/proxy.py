@@ -53,6 +53,7 @@ class Proxy:
         self._connections: set[_Connection] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._woken, self._wake = socket.socketpair()
         self._closed = False
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -126,19 +127,22 @@ class Proxy:
             return
         self._closed = True
         self._passing.set()
-        # A thread that waits in `accept` is not woken by `close` everywhere.
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        self._wake.send(b"x")
         self._accepting.join(5)
-        self._listener.close()
+        for one in (self._listener, self._woken, self._wake):
+            one.close()
         self.cut()
 
     # The work.
 
     def _accept(self) -> None:
-        while not self._closed:
+        while True:
+            # A thread that waits in `accept` is not woken by `close` everywhere.
+            ready, _, _ = select.select([self._listener, self._woken], [], [])
+            if self._woken in ready:
+                return
             client, _ = self._listener.accept()
-            if self._closed or self._refusing:
+            if self._refusing:
                 _reset(client)
                 continue
             self.accepted += 1

@@ -126,11 +126,11 @@ def _essence(record: Record) -> tuple[Any, ...]:
     """Return what must be equal in two stores.
 
     Of a live session and of a mark: every field. Of a session that is ending: all but how often it
-    was claimed, and so its version. Of a tombstone: what makes it a fence, because stores empty
-    more or fewer of the other fields, and two ends at once may reach two stores in either order.
+    was claimed, and so its version, and which of two ends at once came first. Of a tombstone: that
+    it is there; stores empty more or fewer of its other fields.
     """
     if record.status == ENDED:
-        return (record.sid, ENDED, record.secret_hash, record.previous_hash, record.created)
+        return (record.sid, ENDED)
     if record.status == ENDING:
         record = msgspec.structs.replace(record, version=0, attempts=0, reason="")
     return msgspec.structs.astuple(record)

@@ -36,6 +36,18 @@ CAMPAIGNS: dict[str, tuple[str, str, dict[str, int]]] = {
         "kill -9 of writing processes",
         {"sqlite": 1_000, "directory": 1_000},
     ),
+    "pages": (
+        "pages:pages",
+        "records listed in pages, of all and by user",
+        {
+            "memory": 1_000_000,
+            "sqlite": 1_000_000,
+            "redis": 200_000,
+            "postgresql": 200_000,
+            "mariadb": 100_000,
+            "directory": 50_000,
+        },
+    ),
     "servers": (
         "failover:kill_servers",
         "kill -9 of the server under load",

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.campaigns.crew import crew
 from benchmarks.campaigns.history import Report, check, read
 from benchmarks.campaigns.places import Place, place
-from benchmarks.campaigns.processes import started
 
-__all__ = ["fail_over", "kill_servers", "load"]
-
-
-@contextlib.contextmanager
-def load(
-    url: str, folder: Path, workers: int, seed: int, pace: float = 0.002
-) -> Iterator[list[subprocess.Popen[str]]]:
-    """Keep that many workers and one sweeper at work; they end by themselves at the end."""
-    where = str(folder)
-    calls: list[tuple[Any, ...]] = [
-        ("work", url, where, f"worker{number}", seed, pace) for number in range(workers)
-    ]
-    # As far ahead as a clock may be.
-    calls.append(("sweep", url, where, "sweeper", seed, 0.5, 58.0))
-    with started("worker", calls) as running:
-        for process in running:
-            assert process.stdout is not None
-            process.stdout.readline()
-        yield running
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.close()
-        for process in running:
-            process.wait(30)
-            # One that failed by itself would leave less of a load than the report says.
-            assert process.returncode == 0, f"a worker ended with {process.returncode}"
+__all__ = ["fail_over", "kill_servers", "shown"]
 
 
 def kill_servers(kind: str, count: int = 20, workers: int = 3, seed: int = 1) -> dict[str, Any]:
@@ -55,7 +27,7 @@ def kill_servers(kind: str, count: int = 20, workers: int = 3, seed: int = 1) ->
             "seed": seed,
             "kills": count,
             "workers": workers,
-            **_shown(report),
+            **shown(report),
             "seconds": round(time.monotonic() - began, 1),
         }
 
@@ -70,19 +42,19 @@ def fail_over(kind: str, count: int = 5, workers: int = 3, seed: int = 1) -> dic
         url = f"{at.url}?wait=1"
         away = _kill_again_and_again(at, url, Path(folder), count, workers, seed, settle=5.0)
         report = check(Path(folder), url, loses=True)
-        shown = _shown(report)
+        found = shown(report)
         # Redis promises to keep no change that its replica had not got, but WAIT was asked for.
-        shown["passed"] = shown["passed"] and report.risen == 0
+        found["passed"] = found["passed"] and report.risen == 0
         if kind == "sentinel":
             # In a cluster the other shards go on, so there it says nothing.
-            shown["seconds without a change, at most"] = round(away, 1)
+            found["seconds without a change, at most"] = round(away, 1)
         return {
             "store": kind,
             "about": f"{at.about}; wait=1 for ends",
             "seed": seed,
             "kills": count,
             "workers": workers,
-            **shown,
+            **found,
             "seconds": round(time.monotonic() - began, 1),
         }
 
@@ -95,7 +67,7 @@ def _kill_again_and_again(
     assert at.start is not None
     choose = random.Random(seed)
     longest = 0.0
-    with load(url, folder, workers, seed):
+    with crew(url, folder, workers, seed):
         for _ in range(count):
             time.sleep(0.3 + choose.random())
             at.kill()
@@ -121,7 +93,8 @@ def _until_changed(folder: Path, after: float) -> float:
     raise AssertionError("no worker got anything done in 60 s after a kill")
 
 
-def _shown(report: Report) -> dict[str, Any]:
+def shown(report: Report) -> dict[str, Any]:
+    """Return a report as plain values."""
     return {
         "counts": dict(sorted(report.counts.items())),
         "lost": report.lost,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import random
 import sys
@@ -71,6 +72,8 @@ class Worker:
         self._numbers = itertools.count()
         self.manager = manager_of(url, ahead)
         self.manager.on_ended(self._on_ended)
+        # What fails here is meant to.
+        logging.getLogger("sojourn").disabled = True
 
     # Lines.
 
@@ -83,10 +86,14 @@ class Worker:
         return value
 
     def _on_ended(self, session: Any, reason: str) -> None:
+        if self._choose.random() < 0.01:
+            raise RuntimeError("this handler fails now and then, and runs again later")
         # `n` and `log` were changed together, by every request.
         self._write(
             do="handler", sid=session.sid, reason=reason, n=session.get("n"), log=session.get("log")
         )
+        # Long enough for some to be killed here.
+        time.sleep(self._choose.expovariate(1 / 0.003))
 
     # Requests.
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from sojourn.core.calls import Call, Flow
 
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 Check: TypeAlias = Callable[[], Flow[None]]
+
+C = TypeVar("C", bound=Check)
 
 CHECKS: list[Check] = []
 """Every check, in the order of the contract. `import sojourn.testing` fills it."""
@@ -62,7 +64,7 @@ class Close(Call, frozen=True, gc=False):
         return store.close()
 
 
-def check(function: Check) -> Check:
+def check(function: C) -> C:
     """Enter a check into `CHECKS`."""
     CHECKS.append(function)
     return function

@@ -212,6 +212,7 @@ def test_ending_only_ones_own() -> None:
     assert sessions.of_user("alice") == []
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("user", [None, "", 5])
 async def test_nobody_is_not_everybody(user: Any) -> None:
     """Asking for the sessions of a visitor who is not logged in raises; it shows nobody's."""

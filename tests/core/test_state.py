@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 import enum
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar
@@ -736,3 +736,68 @@ def test_a_missing_upgrade(world: Any) -> None:
     session["more"] = 1
     world.commit(session)
     assert world.open(token)[one].lines == ["pear"]
+
+
+def kinds_of_two() -> Iterator[Any]:
+    """The same state as older and as newer code has it; the newer one has a field more."""
+
+    @state("profile")
+    @dataclass
+    class Old:
+        n: int = 0
+
+    @state("profile")
+    @dataclass
+    class New:
+        n: int = 0
+        z: str = ""
+
+    @state("profile")
+    class OldStruct(msgspec.Struct):
+        n: int = 0
+
+    @state("profile")
+    class NewStruct(msgspec.Struct):
+        n: int = 0
+        z: str = ""
+
+    @state("profile")
+    class OldModel(pydantic.BaseModel):
+        n: int = 0
+
+    @state("profile")
+    class NewModel(pydantic.BaseModel):
+        n: int = 0
+        z: str = ""
+
+    yield pytest.param((Old, New), id="dataclass")
+    yield pytest.param((OldStruct, NewStruct), id="struct")
+    yield pytest.param((OldModel, NewModel), id="pydantic")
+
+
+@pytest.mark.parametrize("kinds", list(kinds_of_two()))
+def test_a_field_that_only_newer_code_has(world: Any, kinds: tuple[Any, Any]) -> None:
+    """Old code carries it along, alone and when it merges: a rolling deploy loses nothing."""
+    old, new = kinds
+    session = world.open()
+    session[new] = new(n=1, z="kept")
+    token = world.commit(session).token
+
+    session = world.open(token)
+    session[old].n = 2
+    world.commit(session)
+    assert world.open(token)[new] == new(n=2, z="kept")
+
+    slow, quick = world.open(token), world.open(token)
+    slow[old].n = 5
+    quick[new].z = "changed"
+    world.commit(quick)
+    world.commit(slow)
+    assert world.open(token)[new] == new(n=5, z="changed")
+
+    session = world.open(token)
+    session[old] = old(n=7)
+    world.commit(session)
+    session[old].n = 8
+    world.commit(session)
+    assert world.open(token)[new] == new(n=8, z="changed")

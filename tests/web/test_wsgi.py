@@ -599,3 +599,57 @@ def test_a_store_that_hangs_is_asked_once_a_request() -> None:
         served.sessions.session(served.cookie).get("a")
 
     assert len(served.store.calls) == once
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_error_page_of_the_framework_keeps_nothing(keep: bool) -> None:
+    """What ended in a 5xx is not kept, whoever made the page; commit_on_error keeps it."""
+
+    def app(env: Any, start: Any) -> list[bytes]:
+        env[KEY].add("a")
+        start("500 Internal Server Error", OK)
+        return [b"sorry"]
+
+    served = Served(app, commit_on_error=keep)
+    served.start(a=1)
+    answer = served.get()
+
+    assert (answer.status, answer.body) == (500, b"sorry")
+    assert served.values() == {"a": 2 if keep else 1}
+
+
+def test_a_form_of_another_session_is_answered_with_403() -> None:
+    """An application may leave CsrfError to the middleware; nothing of the request is kept."""
+
+    def app(env: Any, start: Any) -> list[bytes]:
+        env[KEY]["a"] = 2
+        env[KEY].check_csrf("of somebody else")
+        raise AssertionError
+
+    served = Served(app)
+    served.start(a=1)
+    answer = served.get()
+
+    assert answer.status == 403
+    assert b"form" in answer.body
+    assert served.values() == {"a": 1}
+
+
+def test_a_stream_whose_session_ends_goes_on_without_it() -> None:
+    """After a logout elsewhere a long connection stands for nobody any more."""
+    users = []
+
+    def app(env: Any, start: Any) -> Iterator[bytes]:
+        session = env[KEY]
+        session.login("alice")
+        start("200 OK", OK)
+        yield b"one"
+        served.sessions.end(session.sid)
+        session["a"] = 1
+        assert served.sessions.commit(session, late=True).dropped == "gone"
+        users.append((session.user, dict(session)))
+
+    served = Served(app)
+    served.get()
+
+    assert users == [(None, {})]

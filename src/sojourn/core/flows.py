@@ -310,7 +310,7 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
         return
     if _is_over(session, record, now):
         # Sat out in this very request: whoever asked meanwhile was told that it had ended.
-        done.dropped = "gone"
+        _gone(session, record, done)
         return
     if session._status is not _TOUCHED and now - record.seen < touch_interval_of(record, env.rules):
         return
@@ -325,6 +325,16 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
 
 
 _NOTHING = Changes()
+
+
+def _gone(session: Session, record: Record, done: Committed) -> None:
+    """Note that the session ended while the request was under way; nothing brings it back.
+
+    Whoever goes on with it, in a stream or on a websocket, has a new and empty one.
+    """
+    done.dropped = "gone"
+    done.events.append(("dropped", record.sid, "the session ended meanwhile"))
+    session._restart()
 
 
 def _is_over(session: Session, record: Record, now: float) -> bool:
@@ -362,16 +372,14 @@ def _replace(
             new_data = codec.join(new_segments)
             _check_size(new_segments, len(new_data), env)
         if _is_over(session, current, env.clock()):
-            done.dropped = "gone"
-            done.events.append(("dropped", loaded.sid, "the session ended meanwhile"))
+            _gone(session, loaded, done)
             return
         record = _next(session, current, new_data, secret, commit_id, env)
         answer: Record | Outcome = yield Replace(record, current.version)
         if answer is SAVED:
             break
         if answer is GONE or not isinstance(answer, Record):
-            done.dropped = "gone"
-            done.events.append(("dropped", loaded.sid, "the session ended meanwhile"))
+            _gone(session, loaded, done)
             return
         if commit_id in _ids(answer):
             # Our own write, whose answer got lost. What has come upon it since is not ours to

@@ -988,6 +988,10 @@ class _Held:
         if mine == before or (before and not info.changed(before, mine)):
             return None
         info.check(self.value, mine)
+        if self.loaded is not None:
+            unknown = info.unknown(self.loaded)
+            if unknown:
+                mine = info.encode(self.value, unknown)
         return Operation(Kind.STATE, (self.loaded, mine, info.merge))
 
 

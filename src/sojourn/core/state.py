@@ -54,6 +54,7 @@ class StateInfo(NamedTuple):
     version: int
     upgrades: Mapping[int, Upgrade]
     fields: Mapping[str, MergeRule | None]
+    stored: frozenset[str]
     model: bool
 
     @property
@@ -75,8 +76,21 @@ class StateInfo(NamedTuple):
                 f"default: {error}"
             ) from error
 
-    def encode(self, value: Any) -> bytes:
-        """Return the segment of a value of this class.
+    def unknown(self, segment: bytes) -> dict[str, msgspec.Raw]:
+        """Return the stored fields that this class does not have: newer code has added them.
+
+        They are carried along, so that old code does not lose what new code wrote while both run.
+        """
+        try:
+            version, fields = _open_fields(codec.unchecked(segment))
+        except (msgspec.DecodeError, DamagedRecord):
+            return {}  # Stored as an array, or not of typed state at all.
+        if version != self.version:
+            return {}
+        return {name: raw for name, raw in fields.items() if name not in self.stored}
+
+    def encode(self, value: Any, unknown: Mapping[str, msgspec.Raw] | None = None) -> bytes:
+        """Return the segment of a value of this class, with fields that it does not have itself.
 
         Raises:
             InvalidValue: a field cannot be stored, or would not come back equal.
@@ -91,6 +105,9 @@ class StateInfo(NamedTuple):
             raw = _encode((self.version, fields))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidValue(f"session[{self.cls.__name__}] cannot be stored: {error}") from error
+        if unknown:
+            version, mine = _open_fields(raw)
+            raw = _encode((version, {**unknown, **mine}))
         return codec.checked(raw)
 
     def decode(self, segment: bytes) -> Any:
@@ -190,7 +207,7 @@ class StateInfo(NamedTuple):
                 msgspec.structs.force_setattr(value, name, merged)
             else:
                 object.__setattr__(value, name, merged)
-        return self.encode(value)
+        return self.encode(value, self.unknown(theirs))
 
     def _open(self, segment: bytes) -> tuple[int, msgspec.Raw]:
         try:
@@ -280,7 +297,11 @@ def _describe(
         )
         for field in names
     }
-    return StateInfo(cls, name, version, upgrades, rules, model)
+    stored = {*names, *getattr(cls, "__struct_encode_fields__", ())}
+    tag = getattr(getattr(cls, "__struct_config__", None), "tag_field", None)
+    if tag is not None:
+        stored.add(tag)
+    return StateInfo(cls, name, version, upgrades, rules, frozenset(stored), model)
 
 
 def _merged(rule: MergeRule | None, old: Any, now: Any, new: Any) -> Any:
@@ -317,3 +338,4 @@ def _refuse(value: Any) -> Any:
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_refuse).encode
 _open = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw]).decode
+_open_fields = msgspec.msgpack.Decoder(tuple[int, dict[str, msgspec.Raw]]).decode

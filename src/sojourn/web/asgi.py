@@ -18,7 +18,7 @@ from sojourn.core.record import Client
 from sojourn.core.session import Session
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
-from sojourn.web.failure import checked, failure_of, too_late
+from sojourn.web.failure import ANSWERED, NOT_COMMITTED, checked, failure_of, too_late
 from sojourn.web.headers import Headers, with_session
 
 __all__ = ["COMMIT", "KEY", "SessionMiddleware"]
@@ -78,8 +78,8 @@ class SessionMiddleware:
         try:
             await self.app(scope, request.receive, request.send)
         except (Exception, asyncio.CancelledError) as error:
-            if error is session.failure and not request.sent:
-                await request.fail(session.failure)
+            if not request.sent and (error is session.failure or isinstance(error, ANSWERED)):
+                await request.fail(error)
                 return
             # Where the client has gone it is not the application that failed.
             gone = request.gone or isinstance(error, asyncio.CancelledError)
@@ -180,8 +180,13 @@ class _Request:
         closing = head["type"] == "websocket.close"
         if session.loaded or session.failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
+            if head.get("status", 200) >= 500 and not sessions.commit_on_error:
+                # Frameworks make an error page of an exception before it gets here.
+                self._broken = True
             try:
-                done = await sessions.acommit(session, late=closing)
+                done = NOT_COMMITTED
+                if not self._broken:
+                    done = await sessions.acommit(session, late=closing)
             except (StoreUnavailable, Conflict, TooManySessions) as error:
                 await self.fail(error)
                 return False
@@ -201,7 +206,7 @@ class _Request:
         await self._send(head)
         return True
 
-    async def fail(self, error: SojournError) -> None:
+    async def fail(self, error: BaseException) -> None:
         """Answer with an error of ours."""
         log.error("%r: %s", self._path, error)
         status, _, headers, body = failure_of(error)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from sojourn.errors import ConfigurationError, Conflict, SojournError, TooManySessions
+from sojourn.errors import ConfigurationError, Conflict, CsrfError, TooManySessions
 from sojourn.manager import Committed, SessionManager
 
-__all__ = ["Failure", "checked", "failure_of", "too_late"]
+__all__ = ["ANSWERED", "NOT_COMMITTED", "Failure", "checked", "failure_of", "too_late"]
 
 Failure = tuple[int, str, list[tuple[str, str]], bytes]
 
+NOT_COMMITTED = Committed()
+"""What is known of a request that failed, so that nothing of it is kept."""
+ANSWERED = (Conflict, CsrfError, TooManySessions)
+"""Errors that an application may leave to the middleware to answer."""
 
-def failure_of(error: SojournError) -> Failure:
+
+def failure_of(error: BaseException) -> Failure:
     """Return status, reason, headers and body for an error that reached the middleware."""
     if isinstance(error, TooManySessions):
         status, reason = 403, "Forbidden"
         text = (
             "You are signed in on as many devices as you may be. Sign out on one of them first.\n"
+        )
+    elif isinstance(error, CsrfError):
+        status, reason = 403, "Forbidden"
+        text = (
+            "This form is too old, or was not made for you. Load the page again and send the form "
+            "from there.\n"
         )
     elif isinstance(error, Conflict):
         status, reason = 409, "Conflict"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sojourn.core.record import Client
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
-from sojourn.web.failure import checked, failure_of, too_late
+from sojourn.web.failure import ANSWERED, NOT_COMMITTED, checked, failure_of, too_late
 from sojourn.web.headers import with_session
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ KEY = "sojourn.session"
 
 log = logging.getLogger("sojourn")
 
-_NOT_COMMITTED = Committed()
 
 
 class SessionMiddleware:
@@ -48,8 +47,8 @@ class SessionMiddleware:
         except Exception as error:
             if request.answer is not None and error is request.refused:
                 return request.answer
-            if error is session.failure and not request.sent:
-                return request.fail(session.failure)
+            if not request.sent and (error is session.failure or isinstance(error, ANSWERED)):
+                return request.fail(error)
             request.broke()
             raise
         if request.answer is not None:
@@ -101,12 +100,13 @@ class _Request:
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         """Take the application's head (PEP 3333's start_response)."""
-        if exc_info is not None:
+        if exc_info is not None or status[:1] == "5":
+            # Frameworks make an error page of an exception before it gets here.
             self.broken = self.answer is not None or not self.sessions.commit_on_error
-            if self.sent:
+            if self.sent and exc_info is not None:
                 # Too late to change anything: the server raises it.
                 return self.start_response(status, headers, exc_info)
-        elif self.head is not None:
+        if exc_info is None and self.head is not None:
             raise AssertionError("start_response was called a second time without exc_info")
         self.head = (status, headers, exc_info)
         return self._write
@@ -135,7 +135,7 @@ class _Request:
         if session.loaded or session.failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
             try:
-                done = _NOT_COMMITTED if self.broken else sessions.commit(session)
+                done = NOT_COMMITTED if self.broken else sessions.commit(session)
             except (StoreUnavailable, Conflict, TooManySessions) as error:
                 return self.fail(error)
             if done.dropped == "store":
@@ -151,7 +151,7 @@ class _Request:
             self.write = self.start_response(status, headers, exc_info)
         return None
 
-    def fail(self, error: SojournError) -> list[bytes]:
+    def fail(self, error: BaseException) -> list[bytes]:
         """Answer with an error of ours."""
         log.error("%s %s: %s", self.environ.get("REQUEST_METHOD"), self._path(), error)
         number, reason, headers, body = failure_of(error)

@@ -199,3 +199,34 @@ def test_a_right_page_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
 
     assert run_page(page, tmp_path, monkeypatch) == 5
+
+
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+
+
+def links_of(page: Path) -> list[str]:
+    """The targets of a page's links that are files of this project."""
+    inline = [token for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()) if token.children]
+    targets = [
+        str(child.attrs["href"])
+        for token in inline
+        for child in token.children or ()
+        if child.type == "link_open"
+    ]
+    return [target.partition("#")[0] for target in targets if "://" not in target]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    """A link to a file of this project leads to one."""
+    missing = [target for target in links_of(page) if not (page.parent / target).exists()]
+
+    assert not missing
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    """The test above sees the links of a page, also those in tables."""
+    page = tmp_path / "page.md"
+    page.write_text("[a](a.md) and\n\n| [b](b.md#part) |\n|---|\n| [c](https://c.example) |\n")
+
+    assert links_of(page) == ["a.md", "b.md"]

@@ -131,7 +131,8 @@ class SessionManager:
             on_store_error: "raise": a request that needs the store gets `StoreUnavailable` (a
                 503); "continue": it goes on with an empty session that is not kept. Ending a
                 session raises all the same: nobody is told that he is logged out who is not.
-            commit_on_error: whether a request that ends in an unhandled exception is committed.
+            commit_on_error: whether a request is committed that ends in an unhandled exception, or
+                in an answer of 500 or above, which is what frameworks make of one.
             cookie_name, ...: see `CookieSettings`.
             clock, entropy: the time in UTC seconds, and random bytes.
 

@@ -165,7 +165,7 @@ def _finish(record: Record, env: Environment) -> Flow[bool]:
 def _next_try(record: Record, env: Environment) -> float:
     """Return when: twice as late each time, a day at most, and not all at the same moment."""
     spread = 0.75 + int.from_bytes(env.entropy(2)) / 131072
-    return env.clock() + min(86400.0, env.rules.lease * 2**record.attempts) * spread
+    return env.clock() + min(86400.0, env.rules.lease * 2.0**record.attempts) * spread
 
 
 def _try_again(record: Record, env: Environment) -> Flow[bool]:

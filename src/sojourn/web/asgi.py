@@ -218,14 +218,21 @@ class _Request:
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
-    async def commit_now(self) -> None:
+    async def commit_now(self) -> Committed:
         """Commit what was done so far; for long connections.
+
+        Returns:
+            What it did. Where the session has ended meanwhile `dropped` is "gone", and the
+            session in the scope stands for a new visitor.
 
         Raises:
             StoreUnavailable, Conflict, InvalidValue: as any commit.
         """
-        if self.sent and not self._broken:
-            self._log_too_late(await self.sessions.acommit(self.session, late=True))
+        if not self.sent or self._broken:
+            return NOT_COMMITTED
+        done = await self.sessions.acommit(self.session, late=True)
+        self._log_too_late(done)
+        return done
 
     async def finish(self) -> None:
         """Commit what was changed after the head; a failure can only be logged."""

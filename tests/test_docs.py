@@ -206,10 +206,10 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGE
 
 def links_of(page: Path) -> list[str]:
     """The targets of a page's links that are files of this project."""
-    inline = [token for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()) if token.children]
+    markdown = MarkdownIt("commonmark").enable("table")
     targets = [
         str(child.attrs["href"])
-        for token in inline
+        for token in markdown.parse(page.read_text())
         for child in token.children or ()
         if child.type == "link_open"
     ]

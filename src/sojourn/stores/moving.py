@@ -170,9 +170,10 @@ class _Verbs:
             there: Record | None = yield At(follower, Load(record.sid))
         except DamagedRecord:
             return
-        if there is not None and there.status == ENDED:
-            if (there.secret_hash, there.created) != (record.secret_hash, record.created):
-                yield At(follower, Delete(record.sid))
+        if there is None or there.status != ENDED:
+            return
+        if (there.secret_hash, there.created) != (record.secret_hash, record.created):
+            yield At(follower, Delete(record.sid))
 
     def replace(self, record: Record, expected_version: int) -> Flow[Record | Outcome]:
         call = Replace(record, expected_version)

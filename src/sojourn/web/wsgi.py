@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sojourn.core.record import Client
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
-from sojourn.manager import Committed, SessionManager
+from sojourn.manager import SessionManager
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, checked, failure_of, too_late
 from sojourn.web.headers import with_session
 
@@ -26,7 +26,6 @@ KEY = "sojourn.session"
 """The key of the session in the WSGI environment."""
 
 log = logging.getLogger("sojourn")
-
 
 
 class SessionMiddleware:

@@ -189,7 +189,11 @@ print(json.dumps({"requests": len(took), "p50 ms": at(0.5), "p99 ms": at(0.99),
 
 
 def large(
-    folder: Path, count: int = 1_000_000, due: int | None = None, handlers: bool = False
+    folder: Path,
+    count: int = 1_000_000,
+    due: int | None = None,
+    handlers: bool = False,
+    alone_for: float = 5.0,
 ) -> dict[str, Any]:
     """Sweep many sessions that are due at once, out of many more, while another process writes.
 
@@ -200,6 +204,7 @@ def large(
         count: how many sessions there are.
         due: how many of them are over; a tenth if not given.
         handlers: whether there is a handler of their end.
+        alone_for: seconds of requests without the sweep.
     """
     due = count // 10 if due is None else due
     import apsw
@@ -219,7 +224,7 @@ def large(
     assert sessions.store.count() == count + 1
     if handlers:
         sessions.on_ended(lambda session, reason: None)
-    alone = _beside(path, cookie, lambda: time.sleep(5))
+    alone = _beside(path, cookie, lambda: time.sleep(alone_for))
     sessions.sweep(stop=lambda: True)
     before = _memory()
     begun = time.perf_counter()

@@ -31,7 +31,7 @@ def test_a_sweeper_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("handlers", [False, True])
 def test_a_large_sweep(tmp_path: Path, handlers: bool) -> None:
     """What is due is swept in bounded memory, and requests of another process go on beside it."""
-    figures = life_campaigns.large(tmp_path, 5000, handlers=handlers)
+    figures = life_campaigns.large(tmp_path, 5000, handlers=handlers, alone_for=0.1)
 
     assert figures["swept"] == 500
     assert figures["more memory MiB"] < 20

@@ -14,7 +14,7 @@ import pytest
 from sojourn import SessionManager
 from sojourn.core.calls import Due, Pause
 from sojourn.core.ending import SKEW, Swept, acquire, sweep
-from sojourn.core.record import ENDED, LIVE, MARK
+from sojourn.core.record import ENDED, ENDING, LIVE, MARK
 from sojourn.core.session import EndedBefore
 from sojourn.errors import ConfigurationError, StoreUnavailable
 from sojourn.stores.memory import MemoryStore
@@ -416,24 +416,36 @@ def test_marks_are_swept_when_nobody_needs_them(memory_life: Callable[..., Life]
     assert life.store.count(None, MARK) <= 1
 
 
-def test_pages_are_bounded(memory_life: Callable[..., Life]) -> None:
-    """However many are due, a sweep claims few at once: fewer still where handlers take time."""
+@pytest.mark.parametrize("page", [10, 100])
+def test_pages_are_bounded(memory_life: Callable[..., Life], page: int) -> None:
+    """However many are due, a sweep claims few at once, and lets others write after each."""
     life = memory_life()
-    calls: list[Due] = []
-    env = life.sessions._env
-    for page in (10, 100):
-        for _ in range(150):
-            life.login()
-        over(life)
-        flow = sweep(env, "me", page)
-        answer: Any = None
-        with contextlib.suppress(StopIteration):
-            while True:
-                call = flow.send(answer)
-                if isinstance(call, Due):
-                    calls.append(call)
-                answer = None if isinstance(call, Pause) else call.on(life.store)
-                if isinstance(call, Due):
-                    assert len(answer) <= page
+    for _ in range(150):
+        life.login()
+    over(life)
+    flow = sweep(life.sessions._env, "me", page)
+    claimed: list[int] = []
+    pauses = 0
+    answer: Any = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            call = flow.send(answer)
+            pauses += isinstance(call, Pause)
+            answer = None if isinstance(call, Pause) else call.on(life.store)
+            if isinstance(call, Due):
+                claimed.append(len(answer))
 
-    assert {call.limit for call in calls} == {10, 100}
+    assert claimed == [*[page] * (150 // page), *([150 % page] if 150 % page else []), 0]
+    assert pauses == 150
+
+
+def test_one_at_a_time_where_handlers_run(memory_life: Callable[..., Life]) -> None:
+    """While a handler of one session runs no other is claimed, whose attempts would be counted."""
+    life = memory_life()
+    cookies = [life.login() for _ in range(3)]
+    ending: list[int] = []
+    life.sessions.on_ended(lambda session, reason: ending.append(life.store.count(None, ENDING)))
+    over(life)
+    life.do("sweep")
+
+    assert ending == [1] * len(cookies)

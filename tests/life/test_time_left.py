@@ -103,6 +103,10 @@ def test_staying(site: Site) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
 
     assert site.ask("GET", cookie=cookie).json()["remaining"] == 100
+    # Sooner than a mere use would be written.
+    life.clock.advance(3)
+    site.ask("POST", cookie=cookie, x_csrf_token=token)
+    assert site.ask("GET", cookie=cookie).json()["remaining"] == 100
 
 
 def test_staying_that_would_not_help(site: Site) -> None:

@@ -58,6 +58,11 @@ CAMPAIGNS: dict[str, tuple[str, str, dict[str, int]]] = {
         "kill -9 of a primary that has a replica, under load",
         {"sentinel": 5, "cluster": 5},
     ),
+    "lag": (
+        "failover:fail_over_behind",
+        "the same, where the replica heard nothing for half a second before",
+        {"sentinel": 5, "cluster": 5},
+    ),
 }
 """By name: the function, what is counted, and how much of it on each store."""
 

@@ -27,14 +27,19 @@ class Report(msgspec.Struct):
     Attributes:
         counts: how much there was of what.
         faults: a sentence for each promise that was broken.
-        lost: acknowledged changes that are not there.
+        lost_at: when each of these was acknowledged.
         risen: sessions that are alive after an acknowledged end.
     """
 
     counts: Counter[str]
     faults: list[str] = []
-    lost: int = 0
+    lost_at: list[float] = []
     risen: int = 0
+
+    @property
+    def lost(self) -> int:
+        """How many acknowledged changes are not there."""
+        return len(self.lost_at)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -86,10 +91,10 @@ def check(folder: Path, url: str, loses: bool = False) -> Report:
             session = Session(manager._env, lambda opened=opened: opened)  # type: ignore[misc]
             report.counts["alive in the end"] += 1
             missing = _compare(sid, session.get("n"), session.get("log"), wanted, values, report)
-            report.lost += missing
             if missing and not loses:
                 report.faults.append(f"{sid}: {missing} acknowledged changes are lost")
-            if ends.acknowledged_for(sid):
+            # Where the login was lost, the session is the visitor's from before it.
+            if ends.acknowledged_for(sid, (record.user or "") if loses else None):
                 report.risen += 1
                 if not loses:
                     report.faults.append(f"{sid} was ended, and is alive")
@@ -97,7 +102,7 @@ def check(folder: Path, url: str, loses: bool = False) -> Report:
         if record is None or record.status != ENDED:
             # A tombstone is kept for a day.
             if wanted:
-                report.lost += len(wanted)
+                report.lost_at += wanted.values()
                 if not loses:
                     report.faults.append(f"{sid}: {'no' if record is None else 'half a'} tombstone")
             continue
@@ -109,10 +114,9 @@ def check(folder: Path, url: str, loses: bool = False) -> Report:
             report.faults.append(f"{sid} has ended, and no handler ran")
         for line in ran:
             missing = _compare(sid, line["n"], line["log"], wanted, values, report)
-            report.lost += missing
             if missing and not loses:
                 report.faults.append(f"{sid}: its handler saw {missing} changes too few")
-    late = ends.used_afterwards(lines)
+    late = ends.used_afterwards(lines, loses)
     report.risen += len(late)
     if not loses:
         report.faults += [f"{sid} took a change after its acknowledged end" for sid in late]
@@ -121,9 +125,9 @@ def check(folder: Path, url: str, loses: bool = False) -> Report:
 
 
 def _compare(
-    sid: str, number: Any, log: Any, wanted: set[str], values: set[str], report: Report
+    sid: str, number: Any, log: Any, wanted: dict[str, float], values: set[str], report: Report
 ) -> int:
-    """Look for faults that no store may have; return how many changes are missing."""
+    """Look for faults that no store may have; count and return how many changes are missing."""
     found = log or []
     report.counts["changes found"] += len(found)
     if number != len(found):
@@ -133,7 +137,9 @@ def _compare(
         report.faults.append(f"{sid} holds {twice[:3]} twice")
     if foreign := {*found} - values:
         report.faults.append(f"{sid} holds {[*foreign][:3]}, which is not its own")
-    return len(wanted - {*found})
+    missing = [at for value, at in wanted.items() if value not in found]
+    report.lost_at += missing
+    return len(missing)
 
 
 class _Ends:
@@ -143,6 +149,7 @@ class _Ends:
         self._tried: set[str] = set()
         self._short: set[str] = set()
         self._at: dict[str, float] = {}
+        self._at_of_user: dict[str, tuple[str, float]] = {}
         self._users: dict[str, set[str]] = defaultdict(set)
         self._logins: dict[str, dict[str, float]] = defaultdict(dict)
         self._tried_users: set[str] = set()
@@ -165,38 +172,43 @@ class _Ends:
                 self._end(sid, answer["at"])
             for sid, at in self._logins[line["user"]].items():
                 if at < line["at"]:
-                    self._end(sid, answer["at"])
+                    self._at_of_user.setdefault(sid, (line["user"], answer["at"]))
         elif "user" in line:
             self._logins[line["user"]].setdefault(line["sid"], answer["at"])
 
     def _end(self, sid: str, at: float) -> None:
         self._at[sid] = min(at, self._at.get(sid, at))
 
-    def acknowledged_for(self, sid: str) -> bool:
-        return sid in self._at
+    def acknowledged_for(self, sid: str, user: str | None) -> bool:
+        """Tell whether it was ended: by itself, or with all of its user's, if it is that user's."""
+        of_user = sid in self._at_of_user and user in (None, self._at_of_user[sid][0])
+        return sid in self._at or of_user
 
     def explain(self, sid: str) -> bool:
         return sid in self._tried | self._short or bool(self._users[sid] & self._tried_users)
 
-    def used_afterwards(self, lines: list[dict[str, Any]]) -> list[str]:
+    def used_afterwards(self, lines: list[dict[str, Any]], loses: bool) -> list[str]:
         """Return the sids that took a change which was asked for after an acknowledged end."""
+        over = {} if loses else {sid: at for sid, (_, at) in self._at_of_user.items()}
+        for sid, at in self._at.items():
+            over[sid] = min(at, over.get(sid, at))
         asked = {line["id"]: line for line in lines if "id" in line}
         found = []
         for line in lines:
             begun = asked.get(line.get("ack", ""))
             if begun is None or begun["do"] in ("logout", "end all"):
                 continue
-            if begun["at"] > self._at.get(begun["sid"], float("inf")):
+            if begun["at"] > over.get(begun["sid"], float("inf")):
                 found.append(begun["sid"])
         return found
 
 
 def _sort(
     lines: list[dict[str, Any]], report: Report
-) -> tuple[dict[str, set[str]], dict[str, set[str]], _Ends]:
-    """Return what was tried and what was acknowledged for each sid, and the ends."""
+) -> tuple[dict[str, set[str]], dict[str, dict[str, float]], _Ends]:
+    """Return what was tried and what was acknowledged when, for each sid; and the ends."""
     tried: dict[str, set[str]] = defaultdict(set)
-    acknowledged: dict[str, set[str]] = defaultdict(set)
+    acknowledged: dict[str, dict[str, float]] = defaultdict(dict)
     ends, asked = _Ends(), {}
     for line in lines:
         if "id" in line:
@@ -209,7 +221,7 @@ def _sort(
             begun = asked[line["ack"]]
             report.counts[f"{begun['do']} acknowledged"] += 1
             if begun["do"] not in ("logout", "end all", "touch"):
-                acknowledged[begun["sid"]].add(begun["id"])
+                acknowledged[begun["sid"]][begun["id"]] = line["at"]
             ends.acknowledge(begun, line)
         elif "dropped" in line:
             report.counts[f"dropped ({line['why']})"] += 1

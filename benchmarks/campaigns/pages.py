@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from functools import partial
 from typing import Any
@@ -31,7 +30,6 @@ def pages(kind: str, count: int, page: int = 1000) -> dict[str, Any]:
         "about": about,
         "records": count,
         "page": page,
-        "MiB at most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seconds": round(time.monotonic() - began, 1),
         "passed": True,
     }

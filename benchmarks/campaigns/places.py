@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ class Place:
         url: for every process that uses it.
         about: what it runs on and how that is set, for the report.
         kill: ends what is behind the store with SIGKILL; None: there is nothing behind it.
+        lose: the same, but with its replica cut off for so many seconds before.
         start: brings that back.
         hang: stops it for a while (a context manager); None: there is nothing to stop.
         port: where it listens, for a proxy; 0: nowhere.
@@ -34,6 +36,7 @@ class Place:
     url: str
     about: str
     kill: Callable[[], None] | None = None
+    lose: Callable[[float], None] | None = None
     start: Callable[[], None] | None = None
     hang: Callable[[], Any] | None = None
     port: int = 0
@@ -88,7 +91,14 @@ def _redis(stack: contextlib.ExitStack) -> Place:
     stack.callback(server.end)
     about = f"{_version(server)}, appendfsync always"
     return Place(
-        "redis", server.url, about, server.kill, server.start, server.hung, server.port, server
+        "redis",
+        server.url,
+        about,
+        kill=server.kill,
+        start=server.start,
+        hang=server.hung,
+        port=server.port,
+        server=server,
     )
 
 
@@ -104,12 +114,16 @@ def _sentinel(stack: contextlib.ExitStack) -> Place:
         killed.append(sentinels.primary())
         killed[-1].kill()
 
+    def lose(seconds: float) -> None:
+        killed.append(sentinels.primary())
+        _cut_off(killed[-1], sentinels.nodes, seconds)
+
     def start() -> None:
         # The sentinels make it a replica of the other.
         killed.pop().start()
         sentinels.settle()
 
-    return Place("sentinel", sentinels.url, about, kill, start, server=sentinels)
+    return Place("sentinel", sentinels.url, about, kill, lose, start, server=sentinels)
 
 
 def _cluster(stack: contextlib.ExitStack) -> Place:
@@ -120,16 +134,33 @@ def _cluster(stack: contextlib.ExitStack) -> Place:
     about = f"{_version(cluster.nodes[0])}, three primaries with a replica each, no AOF"
     killed: list[Any] = []
 
-    def kill() -> None:
+    def primary() -> Any:
         alive = [node for node in cluster.nodes if node.process.poll() is None]
-        killed.append(next(node for node in alive if node.ask("ROLE")[0] == b"master"))
+        return next(node for node in alive if node.ask("ROLE")[0] == b"master")
+
+    def kill() -> None:
+        killed.append(primary())
         killed[-1].kill()
+
+    def lose(seconds: float) -> None:
+        killed.append(primary())
+        _cut_off(killed[-1], cluster.nodes, seconds)
 
     def start() -> None:
         killed.pop().start()
         cluster.settle()
 
-    return Place("cluster", cluster.url, about, kill, start, server=cluster)
+    return Place("cluster", cluster.url, about, kill, lose, start, server=cluster)
+
+
+def _cut_off(primary: Any, nodes: list[Any], seconds: float) -> None:
+    """Kill a primary whose replica has not heard from it for that long."""
+    port = int(primary.ask("ROLE")[2][0][1])
+    with next(node for node in nodes if node.port == port).hung():
+        # What is on its way already, the replica would read when it goes on.
+        primary.ask("CLIENT", "KILL", "TYPE", "replica")
+        time.sleep(seconds)
+        primary.kill()
 
 
 def _sql(stack: contextlib.ExitStack, server: Any, kind: str, about: str) -> Place:
@@ -137,11 +168,11 @@ def _sql(stack: contextlib.ExitStack, server: Any, kind: str, about: str) -> Pla
         kind,
         server.url(),
         about,
-        server.kill,
-        server.start,
-        server.hung,
-        server.port,
-        server,
+        kill=server.kill,
+        start=server.start,
+        hang=server.hung,
+        port=server.port,
+        server=server,
     )
 
 

@@ -865,3 +865,30 @@ def test_attempt_on_a_loop_does_not_block_it(
 
     assert asyncio.run(run()) < 100
     assert store.load(record.sid) == record
+
+
+def test_a_file_that_is_deleted_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Within a second of writes it opens what is at the path now, and says so once."""
+    now = [0.0]
+    monkeypatch.setattr("sojourn.stores.sqlite.time.monotonic", lambda: now[0])
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path)
+    before, after = new_record(NOW), new_record(NOW)
+    assert store.create(before)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    other = SqliteStore(path)
+    theirs = new_record(NOW)
+    assert other.create(theirs)
+
+    now[0] = 2.0
+    assert store.create(after)
+
+    assert other.load(after.sid) == after
+    assert (store.load(theirs.sid), store.load(before.sid)) == (theirs, None)
+    assert caplog.text.count("was deleted, moved or replaced") == 1
+    other.close()
+    store.close()
+    assert SqliteStore(path).load(theirs.sid) == theirs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import builtins
 import contextlib
+import ctypes
 import logging
 import os
 import threading
@@ -281,6 +282,15 @@ class _Connection:
     def close(self) -> None:
         self.closed = True
         self.apsw.close(True)
+
+    def has_moved(self) -> bool:
+        """Tell whether the file was deleted, moved or replaced; False where SQLite cannot tell."""
+        moved = ctypes.c_int(0)
+        try:
+            self.apsw.file_control("main", apsw.SQLITE_FCNTL_HAS_MOVED, ctypes.addressof(moved))
+        except apsw.Error:
+            return False
+        return bool(moved.value)
 
     def wait_for(self, seconds: float) -> None:
         """Set how long it waits for a lock."""
@@ -614,6 +624,8 @@ class SqliteStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()
         self._held = False
+        # When to look whether the open file is still the one at the path.
+        self._look_again = 0.0
         _stores.add(self)
         try:
             self._idle.append(self._open())
@@ -729,6 +741,8 @@ class SqliteStore:
         if writes and not self._writing.acquire(blocking=False):
             raise WouldBlock(verb)
         try:
+            if writes:
+                self._look_for_file()
             idle = self._idle
             try:
                 connection = idle.pop()
@@ -780,9 +794,40 @@ class SqliteStore:
                 "busy_timeout."
             )
         try:
+            self._look_for_file()
             return self._read(method, *arguments)
         finally:
             writing.release()
+
+    def _look_for_file(self) -> None:
+        """Once a second, before a write: open anew where the file was deleted, moved or replaced.
+
+        SQLite goes on with a file that nobody else finds any more, and all that it writes there is
+        gone with the process.
+        """
+        now = time.monotonic()
+        if now < self._look_again:
+            return
+        self._look_again = now + 1.0
+        idle = self._idle
+        try:
+            connection = idle.pop()
+        except IndexError:
+            return
+        moved = connection.has_moved()
+        idle.append(connection)
+        if not moved:
+            return
+        _log.error(
+            "%s was deleted, moved or replaced while it was open; what is there now is opened in "
+            "its place. Stop all that use the file before you touch it",
+            self.path,
+        )
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            # Closing it must not remove the log beside the path: that may be another file's now.
+            connection.apsw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        _close_all(idle)
 
     def _give_back(self, connection: _Connection, idle: builtins.list[_Connection]) -> None:
         """Put a connection back where it came from, and have a long log copied."""

@@ -59,6 +59,7 @@ def fail_over(
             if not any(kill - lag - 0.2 <= moment <= kill + 0.2 for kill, _ in kills)
         ]
         found["lost that the replica had"] = len(stray)
+        found["missed by an end of all"] = report.missed
         # WAIT was asked for, so no end is among what may be lost.
         found["passed"] = found["passed"] and report.risen == 0 and not stray
         if kind == "sentinel":

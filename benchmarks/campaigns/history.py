@@ -29,12 +29,15 @@ class Report(msgspec.Struct):
         faults: a sentence for each promise that was broken.
         lost_at: when each of these was acknowledged.
         risen: sessions that are alive after an acknowledged end.
+        missed: sessions that an end of all sessions of their user did not find, where that is no
+            fault: what says whose they are was lost.
     """
 
     counts: Counter[str]
     faults: list[str] = []
     lost_at: list[float] = []
     risen: int = 0
+    missed: int = 0
 
     @property
     def lost(self) -> int:
@@ -93,11 +96,13 @@ def check(folder: Path, url: str, loses: bool = False) -> Report:
             missing = _compare(sid, session.get("n"), session.get("log"), wanted, values, report)
             if missing and not loses:
                 report.faults.append(f"{sid}: {missing} acknowledged changes are lost")
-            # Where the login was lost, the session is the visitor's from before it.
-            if ends.acknowledged_for(sid, (record.user or "") if loses else None):
+            if ends.ended(sid) or (not loses and ends.ended_with_all(sid)):
                 report.risen += 1
                 if not loses:
                     report.faults.append(f"{sid} was ended, and is alive")
+            elif record.user is not None and ends.ended_with_all(sid) == record.user:
+                # Where the login was lost instead, the session is the visitor's from before it.
+                report.missed += 1
             continue
         if record is None or record.status != ENDED:
             # A tombstone is kept for a day.
@@ -179,10 +184,13 @@ class _Ends:
     def _end(self, sid: str, at: float) -> None:
         self._at[sid] = min(at, self._at.get(sid, at))
 
-    def acknowledged_for(self, sid: str, user: str | None) -> bool:
-        """Tell whether it was ended: by itself, or with all of its user's, if it is that user's."""
-        of_user = sid in self._at_of_user and user in (None, self._at_of_user[sid][0])
-        return sid in self._at or of_user
+    def ended(self, sid: str) -> bool:
+        """Tell whether its own end was acknowledged."""
+        return sid in self._at
+
+    def ended_with_all(self, sid: str) -> str:
+        """Return the user all of whose sessions were ended after it was logged in; or ""."""
+        return self._at_of_user.get(sid, ("", 0.0))[0]
 
     def explain(self, sid: str) -> bool:
         return sid in self._tried | self._short or bool(self._users[sid] & self._tried_users)

@@ -193,6 +193,7 @@ def test_broken_off_anywhere(verb: str, phase: str) -> None:
         # No end is in the leader that the follower has not (what a sweep ends is over anyway).
         if verb != "due" and (here is None or here.status != LIVE):
             assert there is None or there.status != LIVE
+        unreported = verb != "create" and there is not None and there.status != LIVE
         # The next access finishes it.
         if verb == "create":
             VERBS[verb](store, record)
@@ -202,6 +203,10 @@ def test_broken_off_anywhere(verb: str, phase: str) -> None:
         else:
             store.delete(record.sid, ended())
         assert differences(old, new, phase) == [], f"{verb}, call {call}"
+        if unreported:
+            # It is carried to the other side, and not taken back on this one.
+            last = store.load(record.sid)
+            assert last is None or last.status != LIVE
         assert store.load(other.sid) == other
     else:
         raise AssertionError("it never came to its end")
@@ -231,22 +236,49 @@ def test_one_store_fails(verb: str, phase: str, fault: Fault) -> None:
         assert differences(old, new, phase) == []
 
 
-# Old knowledge.
-
-
 class Held:
     """A store that stops before a verb, as a process does that is suspended there."""
 
     def __init__(self, store: Any, verb: str) -> None:
         self._store, self._verb = store, verb
         self.promises = store.promises
-        self.meanwhile: Callable[[], None] | None = None
+        self.meanwhile: Callable[[], object] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == self._verb and self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
         return getattr(self._store, name)
+
+
+def test_a_removal_while_the_session_is_made() -> None:
+    """Where nobody keeps tombstones, who ends all sessions of a user may be that quick."""
+    old, new = MemoryStore(), MemoryStore()
+    lead_to("old leads", old, new)
+    record = new_record(NOW)
+    held = Held(new, "create")
+    held.meanwhile = lambda: MovingStore(old, new).delete(record.sid)
+    MovingStore(old, held).create(record)
+
+    assert old.load(record.sid) is None
+    assert new.load(record.sid) is None
+
+
+def test_a_removal_while_the_session_is_brought_over() -> None:
+    """It is removed in the new store, put there again by a back-fill, and removed in the old."""
+    old, new = MemoryStore(), MemoryStore()
+    lead_to("old leads", old, new)
+    record = new_record(NOW)
+    MovingStore(old, new).create(record)
+    held = Held(old, "delete")
+    held.meanwhile = lambda: quick(phases.fill(lambda done: None), (old, new))
+    MovingStore(held, new).delete(record.sid)
+
+    assert old.load(record.sid) is None
+    assert new.load(record.sid) is None
+
+
+# Old knowledge.
 
 
 def hold_on(clock: Clock, phase: str, old: Any, new: Any) -> Callable[[], None]:

@@ -386,9 +386,6 @@ def back(clock: Callable[[], float] = time.time) -> Flow[None]:
         raise ConfigurationError("the old store alone is in use: there is nothing to go back from")
     if mark.phase == OLD_LEADS:
         yield from _go(version, msgspec.structs.replace(mark, phase=ONLY_OLD), clock)
-    elif mark.phase == SWITCHING and mark.to == OLD_LEADS:
-        yield Pause(PATIENCE)
-        yield from settle(version, mark, clock)
     else:
         yield from _switch(version, mark, OLD_LEADS, clock)
 
@@ -416,7 +413,6 @@ def _switch(version: int, mark: Mark, to: str, clock: Callable[[], float]) -> Fl
     after = msgspec.structs.replace(mark, phase=to, to="")
     if there != after:
         raise Conflict(_CONFLICT)
-    yield from _copy_mark(after, clock)
 
 
 def _copy_mark(mark: Mark, clock: Callable[[], float]) -> Flow[None]:

@@ -734,6 +734,8 @@ class SessionManager:
         Raises:
             Conflict: the lock was not to be had in that time, or its lease ran out meanwhile.
             SessionEnded: the session ended while waiting for it.
+
+        What is raised inside it undoes what was done to the session under the lock.
         """
         owner = self._begin_exclusive(session)
         self.commit(session)
@@ -746,6 +748,10 @@ class SessionManager:
             if not self.run(ending.extend(name, owner, lease, self._env)):
                 raise _lost(name, lease)
             self.commit(session)
+        except BaseException:
+            # Or the request's own commit would write it, without the lock.
+            session._abandon()
+            raise
         finally:
             self.run(ending.release(name, owner, self._env))
 
@@ -765,6 +771,9 @@ class SessionManager:
             if not await self.arun(ending.extend(name, owner, lease, self._env)):
                 raise _lost(name, lease)
             await self.acommit(session)
+        except BaseException:
+            session._abandon()
+            raise
         finally:
             await _finish(self.arun(ending.release(name, owner, self._env)))
 

@@ -117,6 +117,20 @@ def test_given_back_after_an_error(life: Life) -> None:
         pass
 
 
+def test_an_error_undoes_what_was_done(life: Life) -> None:
+    """What was done under the lock is not written by the request's own commit after an error."""
+    cookie = life.login(n=1, items=["a"])
+    session = life.open(cookie)
+    with pytest.raises(RuntimeError), Lock(life, session):
+        session["n"] = 99
+        session["items"].append("b")
+        raise RuntimeError
+    session["after"] = True
+    life.commit(session)
+
+    assert dict(life.open(cookie)) == {"n": 1, "items": ["a"], "after": True}
+
+
 def test_a_holder_that_dies(life: Life) -> None:
     """Its lease is the longest that others wait."""
     cookie = life.login()

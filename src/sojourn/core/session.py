@@ -738,6 +738,11 @@ class Session(MutableMapping[str, Any]):
         work.salt = b""
         del work.head["user"], work.head["authenticated"]
 
+    def _abandon(self) -> None:
+        """Forget what was done to it since it was loaded or committed, but not that it was ended."""
+        if self._record is not None:
+            self._reread(self._record, self._data)
+
     def _reread(self, record: Record, data: bytes) -> None:
         """Stand for the record as it is now; what was handed out before is watched no more."""
         active = self._active

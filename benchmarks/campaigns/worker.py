@@ -72,8 +72,6 @@ class Worker:
         self._numbers = itertools.count()
         self.manager = manager_of(url, ahead)
         self.manager.on_ended(self._on_ended)
-        # What fails here is meant to.
-        logging.getLogger("sojourn").disabled = True
 
     # Lines.
 
@@ -187,6 +185,8 @@ class Worker:
 
 
 if __name__ == "__main__":
+    # What fails here is meant to.
+    logging.getLogger("sojourn").disabled = True
     role, *rest = arguments()
     worker = Worker(*rest)
     print("ready", flush=True)

@@ -5,7 +5,7 @@ What that can do and what it cannot, plainly:
 * A copied cookie works until its own deadline, also after logout, after "end all my sessions", and
   after a renewal. Nobody can end it but the keys' owner, for everybody, by taking the key away.
 * Two requests at once do not see each other: the browser keeps the cookie of the last answer.
-* Sessions cannot be listed, counted or swept, and no handler of an end runs for an expiry.
+* Sessions cannot be listed, counted or swept, so no handler runs for one that expires.
 * Browsers take 4,096 bytes of name and value; a session that needs more is refused.
 
 Use it where the session is small and where losing a change or a late logout does no harm.
@@ -21,12 +21,12 @@ from typing import NoReturn
 
 import msgspec
 
-from sojourn.core.calls import GONE, SAVED, Outcome
-from sojourn.core.record import LIVE, MARK, Ended, Record
+from sojourn.core.record import Ended, Record
 from sojourn.core.sealing import Sealer
 from sojourn.core.token import Entropy, Token
 from sojourn.errors import ConfigurationError, DamagedRecord, InvalidValue
 from sojourn.stores.base import Promises
+from sojourn.stores.memory import MemoryStore
 
 __all__ = ["CookieJar", "CookieStore", "from_url"]
 
@@ -104,37 +104,55 @@ class CookieStore:
         """Nothing to close."""
 
 
-class CookieJar:
-    """A store for one request: the records that its cookies hold (`Store`, in memory)."""
+class CookieJar(MemoryStore):
+    """A store for one request: the records that its cookies hold, in memory.
+
+    Within its request it keeps the whole contract; that others' requests are not here is what the
+    cookie store cannot do.
+    """
 
     promises = CookieStore.promises
 
     def __init__(self, sealer: Sealer, entropy: Entropy, values: Sequence[str], name: str) -> None:
         """Open what can be opened; anything else is as if no cookie had come."""
+        super().__init__()
         self._sealer = sealer
         self._entropy = entropy
         self._name = name
         self._bound_to = b"sojourn cookie\0" + name.encode()
-        self._records: dict[str, Record] = {}
-        self._changed: str | None = None
+        self._came: dict[str, Record] = {}
         self.tokens: list[Token] = []
         for value in values[:4]:
             opened = self._open(value)
             if opened is not None:
                 token, record = opened
                 self.tokens.append(token)
-                self._records[record.sid] = record
+                self._came[record.sid] = record
+                self.create(record)
 
     def sealed(self, token: Token | None) -> str | None:
         """Return the new value of the cookie, if the record was written.
 
         Args:
             token: what opens the session from now on.
+
+        Raises:
+            InvalidValue: browsers would drop a cookie of that size.
         """
-        record = self._records.get(self._changed or "")
-        if record is None or token is None:
+        record = None if token is None else self.load(token.sid)
+        if token is None or record is None or record == self._came.get(token.sid):
             return None
-        return self._seal(record, token.secret)
+        value = self._seal(record, token.secret)
+        size = len(self._name) + len(value)
+        if size > MAX_COOKIE:
+            raise InvalidValue(
+                f"the session does not fit into a cookie: its values take {len(record.data):,} "
+                f"bytes, sealed and spelt as text {len(value):,}, with the name {self._name!r} "
+                f"{size:,}; browsers take {MAX_COOKIE:,} and drop a longer one. Keep less in the "
+                "session, or use a store on the server"
+            )
+        self._came[token.sid] = record
+        return value
 
     def _open(self, value: str) -> tuple[Token, Record] | None:
         try:
@@ -152,84 +170,6 @@ class CookieJar:
         plain = secret.encode() + _encode(record)
         sealed = self._sealer.seal(plain, self._bound_to, self._entropy)
         return urlsafe_b64encode(sealed).rstrip(b"=").decode()
-
-    def _keep(self, record: Record) -> None:
-        """Keep a record that is to be sent.
-
-        Raises:
-            InvalidValue: browsers would drop a cookie of that size.
-        """
-        value = len(self._seal(record, "s" * _SECRET))
-        size = len(self._name) + value
-        if size > MAX_COOKIE:
-            raise InvalidValue(
-                f"the session does not fit into a cookie: its values take {len(record.data):,} "
-                f"bytes, sealed and spelt as text {value:,}, with the name {self._name!r} "
-                f"{size:,}; browsers take {MAX_COOKIE:,} and drop a longer one. Keep less in the "
-                "session, or use a store on the server"
-            )
-        self._records[record.sid] = record
-        self._changed = record.sid
-
-    def load(self, sid: str) -> Record | None:
-        """As `Store.load`."""
-        return self._records.get(sid)
-
-    def create(self, record: Record) -> bool:
-        """As `Store.create`."""
-        if record.sid in self._records:
-            return False
-        self._keep(record)
-        return True
-
-    def replace(self, record: Record, expected_version: int) -> Record | Outcome:
-        """As `Store.replace`."""
-        there = self._live(record.sid)
-        if there is None:
-            return GONE
-        if there.version != expected_version:
-            return there
-        self._keep(record)
-        return SAVED
-
-    def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
-        """As `Store.touch`."""
-        there = self._live(sid)
-        if there is None or there.version != expected_version:
-            return False
-        self._keep(
-            msgspec.structs.replace(
-                there, version=expected_version + 1, seen=seen, deadline=deadline
-            )
-        )
-        return True
-
-    def delete(self, sid: str, ended: Ended | None = None) -> bool:
-        """Forget the record; the browser is told to forget its cookie, and that is all."""
-        if self._changed == sid:
-            self._changed = None
-        return self._records.pop(sid, None) is not None
-
-    def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
-        """Return nothing."""
-        return []
-
-    def list(
-        self, user: str | None = None, status: int | None = LIVE, after: str = "", limit: int = 100
-    ) -> builtins.list[Record]:
-        """Return nothing: other requests' cookies are not here."""
-        return []
-
-    def count(self, user: str | None = None, status: int | None = LIVE) -> int:
-        """Return 0, as `list` shows nothing."""
-        return 0
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def _live(self, sid: str) -> Record | None:
-        record = self._records.get(sid)
-        return record if record is not None and record.status in (LIVE, MARK) else None
 
 
 def from_url(url: str) -> CookieStore:

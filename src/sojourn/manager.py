@@ -241,8 +241,6 @@ class SessionManager:
         self._carried = (
             store.startswith("cookie:") if isinstance(store, str) else hasattr(store, "jar")
         )
-        # Which sweeper this is; its lock is its own.
-        self._name = entropy(12).hex()
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._astore: AsyncStore | None = None
@@ -600,14 +598,14 @@ class SessionManager:
         Args:
             stop: asked before each page whether to leave the rest to the next sweep.
         """
-        done = self.run(ending.sweep(self._env, self._name, self._page(), stop))
+        done = self.run(ending.sweep(self._env, self._owner(), self._page(), stop))
         if self._handlers is not None:
             self.run(self._handlers.watches.check(self._env.clock()))
         return self._swept(done)
 
     async def asweep(self, *, stop: Callable[[], bool] | None = None) -> Swept:
         """As `sweep`."""
-        done = await self.arun(ending.sweep(self._env, self._name, self._page(), stop))
+        done = await self.arun(ending.sweep(self._env, self._owner(), self._page(), stop))
         if self._handlers is not None:
             await self.arun(self._handlers.watches.check(self._env.clock()))
         return self._swept(done)
@@ -737,12 +735,12 @@ class SessionManager:
 
         What is raised inside it undoes what was done to the session under the lock.
         """
-        owner = self._begin_exclusive(session)
+        self._may_be_exclusive(session)
         self.commit(session)
-        name = session.sid
-        if not self.run(ending.acquire(name, owner, lease, self._env, wait)):
-            raise _locked(name, wait)
+        name, owner = session.sid, self._owner()
         try:
+            if not self.run(ending.acquire(name, owner, lease, self._env, wait)):
+                raise _locked(name, wait)
             self.run(flows.refresh(session, self._env))
             yield session
             if not self.run(ending.extend(name, owner, lease, self._env)):
@@ -760,12 +758,14 @@ class SessionManager:
         self, session: Session, *, wait: float = 10.0, lease: float = 30.0
     ) -> AsyncIterator[Session]:
         """As `exclusive`."""
-        owner = self._begin_exclusive(session)
+        self._may_be_exclusive(session)
         await self.acommit(session)
-        name = session.sid
-        if not await self.arun(ending.acquire(name, owner, lease, self._env, wait)):
-            raise _locked(name, wait)
+        name, owner = session.sid, self._owner()
         try:
+            # To its end, also when cancelled: or the lock would be taken and never given back.
+            taking = self.arun(ending.acquire(name, owner, lease, self._env, wait))
+            if not await _finish(taking):
+                raise _locked(name, wait)
             await self.arun(flows.refresh(session, self._env))
             yield session
             if not await self.arun(ending.extend(name, owner, lease, self._env)):
@@ -777,12 +777,15 @@ class SessionManager:
         finally:
             await _finish(self.arun(ending.release(name, owner, self._env)))
 
-    def _begin_exclusive(self, session: Session) -> str:
+    def _owner(self) -> str:
+        """Return a name for a lock's holder that no other has, in any process."""
+        return self._env.entropy(12).hex()
+
+    def _may_be_exclusive(self, session: Session) -> None:
         if session.is_new:
             raise Conflict(
                 "exclusive() is for a session that is in the store; commit this new one first"
             )
-        return self._env.entropy(12).hex()
 
     # Inside.
 

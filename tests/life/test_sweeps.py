@@ -160,7 +160,7 @@ def test_one_sweeper_at_a_time_among_eight(make_life: Callable[..., Life]) -> No
     over(life)
     workers = [life.manager() for _ in range(8)]
     # The first of them takes the lock, and dies.
-    assert life.do_flow(acquire("sweep", workers[0]._name, 60.0, workers[0]._env))
+    assert life.do_flow(acquire("sweep", "of one that died", 60.0, workers[0]._env))
 
     assert [life.do("sweep", on=worker).busy for worker in workers[1:]] == [True] * 7
     life.clock.advance(59)

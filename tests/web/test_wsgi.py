@@ -586,9 +586,7 @@ def test_a_store_that_hangs_is_asked_once_a_request() -> None:
         start("200 OK", OK)
         return [b"without"]
 
-    flaky = FlakyStore(
-        MemoryStore(), lambda verb, _: Fault.UNAVAILABLE if verb == "load" else None
-    )
+    flaky = FlakyStore(MemoryStore(), lambda verb, _: Fault.UNAVAILABLE if verb == "load" else None)
     served = Served(app, flaky)
     served.start(a=1)
     served.store.calls.clear()
@@ -653,3 +651,17 @@ def test_a_stream_whose_session_ends_goes_on_without_it() -> None:
     served.get()
 
     assert users == [(None, {})]
+
+
+def test_an_answer_of_ours_to_head_has_no_body() -> None:
+    """Or the rest of a kept connection would be out of step."""
+
+    def app(env: Any, start: Any) -> list[bytes]:
+        env[KEY].check_csrf("nothing")
+        raise AssertionError
+
+    served = Served(app)
+    served.start(a=1)
+    answer = served.get(method="HEAD")
+
+    assert (answer.status, answer.body) == (403, b"")

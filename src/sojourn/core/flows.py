@@ -128,6 +128,13 @@ def refresh(session: Session, env: Environment) -> Flow[None]:
     record: Record | None = yield Load(session.sid)
     if record is None or record.status != LIVE or env.clock() >= record.deadline:
         raise SessionEnded(f"session {session.sid} ended while its lock was waited for")
+    before = session._record
+    if before is None or record.generation != before.generation:
+        # What this request was begun with must not see what a login has brought since.
+        raise SessionEnded(f"a login came while the lock of session {session.sid} was waited for")
+    if record.secret_hash != before.secret_hash:
+        # Another request renewed it, and its answer brings the cookie: read and merge only.
+        session._opened = msgspec.structs.replace(session._opened, previous=True)
     session._reread(record, unseal(record, env))
 
 
@@ -401,6 +408,7 @@ def _replace(
         done.overwritten = tuple(lost)
         if secret and answer.secret_hash != loaded.secret_hash and not login:
             secret = ""  # Renewed by another request, whose answer brings the cookie.
+            session._opened = msgspec.structs.replace(session._opened, previous=True)
         done.retries += 1
         if done.retries >= _TRIES:
             raise Conflict(f"other requests changed the session {done.retries} times meanwhile")
@@ -422,7 +430,11 @@ def _replace(
         done.token = token
         done.max_age = _max_age(record, record.seen)
     session._saved(record, new_data, changes)
-    session._opened = msgspec.structs.replace(session._opened, token=token)
+    opened = msgspec.structs.replace(session._opened, token=token)
+    if token is not None and not same_hash(hash_secret(token.secret), record.secret_hash):
+        # Merged into what another request has renewed: its cookie is the one that counts.
+        opened = msgspec.structs.replace(opened, previous=True)
+    session._opened = opened
     if login and not (yield from _confirm_login(session, record, epoch, done, env)):
         return
     if secret and "renewed" in env.rules.handlers:

@@ -724,6 +724,7 @@ class Session(MutableMapping[str, Any]):
             # To be read again on the next use, if there is one.
             del self._index, self._cache
         if values or states:
+            _bring_up_to_date(values, cache, data)
             cache = {key: cache[key] for key in values}
             cache.update((held.info.cls, held.value) for held in states.values())
             work = self._working()
@@ -739,7 +740,7 @@ class Session(MutableMapping[str, Any]):
         del work.head["user"], work.head["authenticated"]
 
     def _abandon(self) -> None:
-        """Forget what was done to it since it was loaded or committed, but not that it was ended."""
+        """Forget what was done to it since it was loaded or committed."""
         if self._record is not None:
             self._reread(self._record, self._data)
 
@@ -873,6 +874,7 @@ class Session(MutableMapping[str, Any]):
 
     def _state(self, cls: type[T]) -> T:
         info = describe(cls)
+        self._only_class(info)
         packed = self._index.get(info.key)
         if packed is None:
             value = info.new()
@@ -890,8 +892,17 @@ class Session(MutableMapping[str, Any]):
         self._cache[cls] = value
         return value  # type: ignore[no-any-return]
 
+    def _only_class(self, info: StateInfo) -> None:
+        held = self._working().states.get(info.key)
+        if held is not None and held.info.cls is not info.cls:
+            raise InvalidValue(
+                f"{info.cls.__qualname__} and {held.info.cls.__qualname__} are both named "
+                f"{info.name!r} by @state, and this request uses both; give one another name"
+            )
+
     def _set_state(self, cls: type[Any], value: Any) -> None:
         info = describe(cls)
+        self._only_class(info)
         if type(value) is not cls:
             raise InvalidValue(
                 f"session[{cls.__name__}] was set to a {type(value).__name__}; it must be of "
@@ -913,6 +924,29 @@ class Session(MutableMapping[str, Any]):
 _LAZY = frozenset(
     {"_active", "_body", "_cache", "_data", "_index", "_opened", "_record", "_status", "_work"}
 )
+
+
+def _bring_up_to_date(values: dict[str, bytes], cache: dict[Any, Any], data: bytes) -> None:
+    """Let values that were handed out show what other requests' changes made of them.
+
+    In place, for whoever holds them: else a later change here would quietly undo the others'.
+    """
+    index, body = decode_index(data)
+    for key in list(values):
+        packed = index.get(key)
+        now = None if packed is None else codec.segment(data, body, packed)
+        if now == values[key]:
+            continue
+        old: Any = cache[key]
+        new: Any = None if now is None else decode_value(now)
+        if type(old) is not type(new) or now is None or isinstance(old, (tuple, frozenset)):
+            del values[key]
+            continue
+        old.clear()
+        old.extend(new) if isinstance(old, list) else old.update(new)
+        values[key] = now
+
+
 _OF_MAPPING = frozenset({"_body", "_cache", "_index"})
 _FRESH = {"user": None, "authenticated": None, "persistent": False}
 _NO_CHANGES = Changes()

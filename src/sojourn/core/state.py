@@ -177,10 +177,14 @@ class StateInfo(NamedTuple):
     def changed(self, loaded: bytes, mine: bytes) -> bool:
         """Tell whether any field differs, where the bytes do (a set has no order)."""
         try:
-            old, new = self.decode(loaded), self.decode(mine)
+            return self._sorted(loaded) != self._sorted(mine)
         except StateMismatch:
             return True  # `check` says what is wrong with it.
-        return any(getattr(old, name) != getattr(new, name) for name in self.fields)
+
+    def _sorted(self, segment: bytes) -> bytes:
+        """Encode it with its sets in order: not by `==`, which sees no 1 that became True."""
+        value = self.decode(segment)
+        return _encode_sorted(value.model_dump(round_trip=True) if self.model else value)
 
     def merge(self, loaded: bytes | None, theirs: bytes | None, mine: bytes) -> bytes:
         """Return a segment with what this request changed and what another one did meanwhile.
@@ -337,5 +341,6 @@ def _refuse(value: Any) -> Any:
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_refuse).encode
+_encode_sorted = msgspec.msgpack.Encoder(enc_hook=_refuse, order="deterministic").encode
 _open = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw]).decode
 _open_fields = msgspec.msgpack.Decoder(tuple[int, dict[str, msgspec.Raw]]).decode

@@ -88,6 +88,9 @@ class SessionMiddleware:
             raise
         else:
             await request.finish()
+        finally:
+            # It leads to the server's `send`, and that perhaps back to the scope.
+            scope.pop(COMMIT, None)
 
     def _excluded(self, scope: Scope) -> bool:
         if not self.exclude:
@@ -113,6 +116,7 @@ class _Request:
     _replaced = False
     """Nothing more of the application's is sent."""
     _head: Message | None = None
+    _lock: asyncio.Lock | None = None
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class _Request:
         self.https = https
         self._websocket = scope["type"] == "websocket"
         self._path = scope["path"]
+        self._bodiless = scope.get("method") == "HEAD"
         self._receive = receive
         self._send = send
 
@@ -177,12 +182,12 @@ class _Request:
             # The application made an error page of its own out of the store's failure.
             await self.fail(session.failure)
             return False
+        if head.get("status", 200) >= 500 and not sessions.commit_on_error:
+            # Frameworks make an error page of an exception before it gets here.
+            self._broken = True
         closing = head["type"] == "websocket.close"
         if session.loaded or session.failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
-            if head.get("status", 200) >= 500 and not sessions.commit_on_error:
-                # Frameworks make an error page of an exception before it gets here.
-                self._broken = True
             try:
                 done = NOT_COMMITTED
                 if not self._broken:
@@ -210,6 +215,10 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%r: %s", self._path, error)
         status, _, headers, body = failure_of(error)
+        # Or it would hold the frames that hold the session that holds it.
+        error.__traceback__ = None
+        if self._bodiless:
+            body = b""
         self.sent = self._broken = self._replaced = True
         if self._websocket:
             await self._send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
@@ -230,16 +239,26 @@ class _Request:
         """
         if not self.sent or self._broken:
             return NOT_COMMITTED
-        done = await self.sessions.acommit(self.session, late=True)
+        async with self._one_at_a_time():
+            done = await self.sessions.acommit(self.session, late=True)
         self._log_too_late(done)
         return done
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        """Return the lock of commits: a websocket may be served by several tasks."""
+        lock = self._lock
+        if lock is None:
+            lock = self._lock = asyncio.Lock()
+        return lock
 
     async def finish(self) -> None:
         """Commit what was changed after the head; a failure can only be logged."""
         if self._broken or not self.session.loaded:
             return
         try:
-            self._log_too_late(await self.sessions.acommit(self.session, late=True))
+            async with self._one_at_a_time():
+                done = await self.sessions.acommit(self.session, late=True)
+            self._log_too_late(done)
         except SojournError as error:
             log.error("%r: what was changed is lost: %s", self._path, error)
 

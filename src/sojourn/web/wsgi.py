@@ -154,6 +154,10 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%s %s: %s", self.environ.get("REQUEST_METHOD"), self._path(), error)
         number, reason, headers, body = failure_of(error)
+        # Or it would hold the frames that hold the session that holds it.
+        error.__traceback__ = None
+        if self.environ.get("REQUEST_METHOD") == "HEAD":
+            body = b""
         self.sent = self.broken = True
         self.write = self.start_response(f"{number} {reason}", headers)
         self.answer = [body]

@@ -121,10 +121,15 @@ def test_an_error_undoes_what_was_done(life: Life) -> None:
     """What was done under the lock is not written by the request's own commit after an error."""
     cookie = life.login(n=1, items=["a"])
     session = life.open(cookie)
-    with pytest.raises(RuntimeError), Lock(life, session):
-        session["n"] = 99
-        session["items"].append("b")
-        raise RuntimeError
+
+    def fail() -> None:
+        with Lock(life, session):
+            session["n"] = 99
+            session["items"].append("b")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     session["after"] = True
     life.commit(session)
 

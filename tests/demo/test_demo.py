@@ -487,3 +487,13 @@ def test_restart_keeps_everything(start: Callable[..., Any], by: signal.Signals)
         return str(start(*DEMO).url)
 
     check_restart(first.url, restart)
+
+
+def test_adding_to_a_text(browser: Browser) -> None:
+    """What cannot be added to is refused with a reason, and stays as it is."""
+    browser.http.post("/api/set?key=name&value=abc")
+    answer = browser.http.post("/api/add?key=name")
+
+    assert answer.status_code == 400
+    assert "cannot add to a str" in answer.text
+    assert browser.http.get("/api/get?key=name").json() == {"value": "abc"}

@@ -1079,10 +1079,11 @@ _creating = threading.Lock()
 
 
 def _before_fork() -> None:
-    _creating.acquire()
+    # The stores first, in the order in which `_open` takes both.
     for store in list(_stores):
         _held.append(store)
         store._hold()
+    _creating.acquire()
 
 
 def _after_fork_in_parent() -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sojourn.cli.demo.cart import Cart
-from sojourn.cli.demo.http import Request, Response, json
+from sojourn.cli.demo.http import HttpError, Request, Response, json
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse
@@ -35,7 +35,10 @@ def _set(request: Request) -> Response:
 
 
 def _add(request: Request) -> Response:
-    return json({"value": request.session.add(request.query["key"])})
+    try:
+        return json({"value": request.session.add(request.query["key"])})
+    except TypeError as error:
+        raise HttpError(400, f"{error}. Choose another key.") from None
 
 
 def _cart(request: Request) -> Response:

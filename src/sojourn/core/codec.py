@@ -135,6 +135,7 @@ def decode_value(segment: bytes) -> Any:
     Raises:
         DamagedRecord: flipped bits, cut short, or a type that this version does not know.
     """
+    # `unchecked`, written out: this is done for every value that is read.
     if crc32(segment) != _CRC_RESIDUE or len(segment) < 5:
         raise DamagedRecord("a value does not match its checksum")
     try:

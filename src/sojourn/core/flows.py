@@ -31,7 +31,7 @@ from sojourn.core.expiry import (
     start_of,
     touch_interval_of,
 )
-from sojourn.core.operations import Changes, Segments, apply, overwritten
+from sojourn.core.operations import NO_CHANGES, Changes, Segments, apply, overwritten
 from sojourn.core.record import LIVE, MARK, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import EndedBefore, Opened, Session, Status
@@ -328,10 +328,7 @@ def _touch(session: Session, done: Committed, env: Environment) -> Flow[None]:
         record = msgspec.structs.replace(
             record, version=record.version + 1, seen=seen, deadline=deadline
         )
-    session._saved(record, session._data, _NOTHING)
-
-
-_NOTHING = Changes()
+    session._saved(record, session._data, NO_CHANGES)
 
 
 def _gone(session: Session, record: Record, done: Committed) -> None:

@@ -8,7 +8,7 @@ of the two in some order.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -17,13 +17,10 @@ import msgspec
 from sojourn.core import codec
 from sojourn.errors import InvalidValue
 
-__all__ = ["Changes", "Kind", "Operation", "Segments", "apply", "merge"]
+__all__ = ["NO_CHANGES", "Changes", "Kind", "Operation", "Segments", "apply", "merge"]
 
 Segments = dict[str, bytes]
 """The encoded values by key (`codec.split`), in the order of the mapping."""
-
-Merge = Callable[[bytes | None, bytes | None, bytes], bytes]
-"""(at load, now in the store, of this request) -> all changes of both: for typed state."""
 
 
 class Kind:
@@ -68,6 +65,10 @@ class Changes(msgspec.Struct):
 
     def __bool__(self) -> bool:
         return self.cleared or bool(self.steps)
+
+
+NO_CHANGES = Changes()
+"""Of a request that did nothing."""
 
 
 def apply(base: Segments, changes: Changes, depth: int = 64) -> Segments:

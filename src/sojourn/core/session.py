@@ -17,7 +17,7 @@ import msgspec
 from sojourn.core import codec, csrf
 from sojourn.core.codec import decode_index, decode_value, is_text
 from sojourn.core.expiry import deadline_of, seconds
-from sojourn.core.operations import Changes, Kind, Operation, merge
+from sojourn.core.operations import NO_CHANGES, Changes, Kind, Operation, merge
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment
 from sojourn.core.state import StateInfo, describe
@@ -686,7 +686,7 @@ class Session(MutableMapping[str, Any]):
         """
         work = self._work
         if work is None:
-            return _NO_CHANGES
+            return NO_CHANGES
         depth = self._env.rules.max_depth
         steps: dict[str, list[Operation]] = {}
         for key, done in work.steps.items():
@@ -949,7 +949,6 @@ def _bring_up_to_date(values: dict[str, bytes], cache: dict[Any, Any], data: byt
 
 _OF_MAPPING = frozenset({"_body", "_cache", "_index"})
 _FRESH = {"user": None, "authenticated": None, "persistent": False}
-_NO_CHANGES = Changes()
 
 
 class _Work:

@@ -49,12 +49,13 @@ GOES_BY = {
     "pymysql": {"mariadb"},
     "rich": {"cli"},
     "sqlite3": {"sqlite"},
+    "txredisapi": {"twisted"},
     "ua_parser": {"devices"},
     "uvicorn": {"cli"},
     "waitress": {"cli"},
     "webob": {"pyramid"},
     "werkzeug": {"flask"},
-    "zope": {"twisted", "pyramid"},
+    "zope": {"twisted", "pyramid", "components"},
 }
 
 FRAMEWORKS_AND_CLIENTS = GOES_BY.keys() | set(

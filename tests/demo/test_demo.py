@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 from wsgiref.util import setup_testing_defaults
@@ -18,10 +19,11 @@ from sojourn.cli.demo.http import HttpError, Request, Response
 from sojourn.cli.demo.pages import ROUTES
 from sojourn.cli.demo.site import ROUTES as SITE_ROUTES
 from sojourn.cli.demo.site import SECURITY, make_app
+from sojourn.cli.demo.site import TIME_LEFT as LEFT
 from sojourn.testing import Clock
 from sojourn.testing.scenarios import check_restart, run_scenarios
 
-PAGES = [path for method, path in ROUTES if method == "GET" and path != "/time/left"]
+PAGES = [path for method, path in ROUTES if method == "GET"]
 FORMS = [path for method, path in ROUTES if method == "POST"]
 
 
@@ -271,25 +273,30 @@ def test_longest_time_is_told(site: Site, browser: Browser) -> None:
 def test_time_left(site: Site, browser: Browser) -> None:
     """Asking for the time left does not extend it; staying does."""
 
-    def left() -> float | None:
-        answer: dict[str, float | None] = browser.get("/time/left").json()
-        return answer["left"]
+    def left() -> float:
+        answer: dict[str, float] = browser.get("/time/left").json()
+        return answer["remaining"]
 
-    assert left() is None
+    assert left() == 0
     browser.send("/time", "/time/short")
     assert left() == 30
     site.clock.advance(20)
     assert left() == 10
     site.clock.advance(5)
     assert left() == 5
-    form = {"token": browser.token("/time")}  # this page counts as a use
+    page = browser.read("/time")  # this page counts as a use
     assert left() == 30
     site.clock.advance(20)
-    answer = browser.http.post("/time/stay", data=form, headers={"Accept": "application/json"})
-    assert answer.json() == {"ok": True}
+    found = re.search(r'src="([^"]+)"[^>]*data-url="([^"]+)"[^>]*data-csrf="([^"]+)"', page)
+    assert found, page
+    script, url, token = found.groups()
+    assert browser.http.post(url, headers={"X-CSRF-Token": "other"}).status_code == 403
+    answer = browser.http.post(url, headers={"X-CSRF-Token": token})
+    assert (answer.status_code, "Content-Length" in answer.headers) == (204, False)
     assert left() == 30
     site.clock.advance(31)
-    assert left() is None
+    assert left() == 0
+    assert browser.read(script) == files("sojourn.web").joinpath("time_left.js").read_text()
     assert "because it was not used for too long" in browser.read("/time")
 
 
@@ -311,7 +318,8 @@ def test_tabs_without_a_script(browser: Browser) -> None:
 
 def test_security_headers(browser: Browser) -> None:
     """Every answer has the headers, error pages too."""
-    for path in (*PAGES, "/static/demo.css", "/api/get", "/no/such", "/cart/add"):
+    others = ("/static/demo.css", "/api/get", "/no/such", "/cart/add", LEFT, f"{LEFT}/time_left.js")
+    for path in (*PAGES, *others):
         answer = browser.get(path)
         assert [(name, answer.headers.get(name)) for name, _ in SECURITY] == SECURITY
 
@@ -389,6 +397,24 @@ def test_other_sites_are_refused(browser: Browser) -> None:
     assert browser.get("/api/get?key=visits").json() == {"value": 1}
     answer = browser.http.post("/api/add?key=visits", headers={"Sec-Fetch-Site": "same-origin"})
     assert answer.json() == {"value": 2}
+
+
+def test_other_sites_are_refused_by_their_origin(browser: Browser) -> None:
+    """A browser too old to say `Sec-Fetch-Site` says where a page came from; that is compared."""
+    browser.read("/")
+    own = str(browser.http.base_url).rstrip("/")
+    others = ("https://evil.example", "null", "", f"{own}.evil.example", own[:-1], "http://")
+    for origin in others:
+        for path in ("/api/add?key=visits", "/api/stream?key=visits", "/api/logout", LEFT):
+            answer = browser.http.post(path, headers={"Origin": origin})
+            assert (path, origin, answer.status_code) == (path, origin, 403)
+    assert browser.get("/api/get?key=visits", Origin=others[0]).json() == {"value": 1}
+    for headers in ({"Origin": own}, {"Origin": own.upper()}, {}):
+        browser.http.post("/api/add?key=visits", headers=headers)
+    assert browser.get("/api/get?key=visits").json() == {"value": 4}
+    # Behind a proxy that changes the Host header, what the browser says of itself counts.
+    behind = {"Origin": "https://shop.example", "Sec-Fetch-Site": "same-origin"}
+    assert browser.http.post("/api/add?key=visits", headers=behind).json() == {"value": 5}
 
 
 def test_bodies_are_small_and_forms(browser: Browser) -> None:

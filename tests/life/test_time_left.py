@@ -123,6 +123,17 @@ def test_staying_that_would_not_help(site: Site) -> None:
     assert answer.json() == {"remaining": 10, "warn": 20, "user": True, "stay": False}
 
 
+def test_sessions_shorter_than_the_warning(site: Site) -> None:
+    """A session with a limit of its own is warned of when half of it is over, not all the time."""
+    life = site.life
+    cookie = life.login()
+    session = life.open(cookie)
+    session.idle_timeout = 30
+    life.commit(session)
+
+    assert site.ask("GET", cookie=cookie).json()["warn"] == 15
+
+
 def test_limits_of_one_kind_only(memory_life: Callable[..., Life]) -> None:
     """Without an idle timeout use extends nothing; without a lifetime it always does."""
     for limits, stay in (

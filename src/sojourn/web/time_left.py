@@ -57,7 +57,7 @@ class TimeLeft:
     """
 
     def __init__(self, warn_before: timedelta | float = 120.0) -> None:
-        """Warn that long before the end.
+        """Warn that long before the end, and not before half of the idle timeout is over.
 
         Raises:
             ConfigurationError: that is not a duration above 0.
@@ -72,8 +72,11 @@ class TimeLeft:
         """Return what there is to tell; looking does not extend the session."""
         if session.is_new:
             return Times(0, self._warn, False, False)
+        # A session may have limits of its own, so short that it would be warned of all the time.
+        whole = session.idle_timeout or session.lifetime
+        warn = self._warn if whole is None else min(self._warn, int(whole.total_seconds() / 2))
         user = session.peek.user is not None
-        return Times(int(session.remaining), self._warn, user, _would_extend(session))
+        return Times(int(session.remaining), warn, user, _would_extend(session))
 
     def wsgi(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a WSGI request (`environ["sojourn.session"]`)."""

@@ -16,8 +16,6 @@ Page = Callable[[Request], Response]
 SHORT = timedelta(seconds=30)
 USUAL = timedelta(hours=1)
 REMEMBERED = timedelta(days=30)
-WARN = 60.0
-"""A page warns so many seconds before its session ends."""
 
 ROUTES: dict[tuple[str, str], Page] = {}
 
@@ -226,22 +224,6 @@ def _time(request: Request) -> Response:
         lifetime=lifetime,
         short=idle == SHORT,
     )
-
-
-@_route("GET", "/time/left")
-def _left(request: Request) -> Response:
-    """Tell how long the session has; asking does not extend it."""
-    session = request.session
-    if session.is_new:
-        return json({"left": None, "warn": WARN})
-    idle = session.idle_timeout or session.lifetime or USUAL
-    return json({"left": session.remaining, "warn": min(WARN, idle.total_seconds() / 2)})
-
-
-@_form("/time/stay")
-def _stay(request: Request) -> Response:
-    request.session.touch()
-    return json({"ok": True}) if request.accepts_json() else redirect("/time")
 
 
 @_form("/time/short")

@@ -16,6 +16,7 @@ from sojourn.cli.demo import api, pages, words
 from sojourn.cli.demo.http import HttpError, Request, Response
 from sojourn.errors import Conflict, CsrfError, InvalidValue, StoreUnavailable
 from sojourn.manager import SessionManager
+from sojourn.web.time_left import SCRIPT, TimeLeft
 from sojourn.web.wsgi import SessionMiddleware
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ SECURITY = [
     ("Cross-Origin-Opener-Policy", "same-origin"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ]
+
+TIME_LEFT = "/time/left"
+"""What `TimeLeft` is mounted under: how long a session has, and the script that warns."""
 
 _TYPES = {
     "css": "text/css; charset=utf-8",
@@ -66,6 +70,7 @@ class Demo:
         """Read templates and files once."""
         self.sessions = sessions
         self.clock = clock
+        self.time_left = TimeLeft(warn_before=60)
         self.templates = Environment(
             loader=PackageLoader("sojourn.cli.demo"),
             autoescape=True,
@@ -73,7 +78,7 @@ class Demo:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.templates.globals["store"] = store
+        self.templates.globals.update(store=store, time_left=TIME_LEFT, script=SCRIPT)
         self.templates.filters.update(words.FILTERS)
         self.static = {
             f"/static/{file.name}": (file.read_bytes(), _TYPES[file.name.rpartition(".")[2]])
@@ -93,12 +98,12 @@ class Demo:
             # Given with the answer, it tells the middleware to keep nothing of this request.
             failed = sys.exc_info()
             response = self.error_page(error)
-        status, headers, body = response
-        start_response(
-            f"{status} {HTTPStatus(status).phrase}",
-            [*headers, ("Content-Length", str(len(body))), *SECURITY],
-            failed,
-        )
+        status, own, body = response
+        # By name, as `TimeLeft` brings some of them itself.
+        headers = {**dict(own), **dict(SECURITY)}
+        if status not in (204, 304):
+            headers.setdefault("Content-Length", str(len(body)))
+        start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()), failed)
         return [b"" if request.method == "HEAD" else body]
 
     def answer(self, request: Request) -> Response:
@@ -108,7 +113,8 @@ class Demo:
             HttpError: for every answer that is an error page.
         """
         method = "GET" if request.method == "HEAD" else request.method
-        page = ROUTES.get((method, request.path))
+        mounted = request.path in (TIME_LEFT, f"{TIME_LEFT}/{SCRIPT}")
+        page = self.left if mounted else ROUTES.get((method, request.path))
         if page is None:
             if method == "GET" and request.path in self.static:
                 return self.file(request)
@@ -117,8 +123,7 @@ class Demo:
                 text = "This address does not take that method."
                 raise HttpError(405, text, ("Allow", ", ".join(allowed)))
             raise HttpError(404, "There is no page under this address.")
-        if method == "POST":
-            _refuse_foreign(request)
+        _refuse_foreign(request)
         try:
             return page(request)
         except CsrfError:
@@ -139,6 +144,12 @@ class Demo:
             raise HttpError(
                 503, "The sessions cannot be reached at the moment. Please try again shortly."
             ) from None
+
+    def left(self, request: Request) -> Response:
+        """Let the endpoint that `sojourn.web` brings answer."""
+        head: list[Any] = []
+        body = self.time_left.wsgi(request.environ, lambda *given: head.extend(given))  # type: ignore[arg-type]
+        return Response(int(head[0][:3]), head[1], b"".join(body))
 
     def file(self, request: Request) -> Response:
         """Return a file of the site; browsers ask whether it has changed."""
@@ -162,10 +173,24 @@ class Demo:
 
 
 def _refuse_foreign(request: Request) -> None:
-    """Refuse what a page of another site has a browser send.
+    """Refuse what a page of another site has a browser send to change something.
 
-    The pages' forms have a token of the session besides; the JSON routes rest on this alone, and
-    on the cookie's SameSite. Browsers from before 2023 do not say where a request comes from.
+    The pages' forms have a token of the session besides; the JSON routes rest on this and on the
+    cookie's SameSite. Browsers from before 2023 may not say `Sec-Fetch-Site`; they say `Origin`.
     """
-    if request.environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("same-origin", "none"):
+    if request.method in ("GET", "HEAD"):
+        return
+    environ = request.environ
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:
+        origin = environ.get("HTTP_ORIGIN")
+        # Hosts only: behind a proxy the scheme here may be another than the browser's.
+        own = origin is None or origin.partition("://")[2].lower() == _host(environ)
+    if not own:
         raise HttpError(403, "Another site sent this; only pages of this site may.")
+
+
+def _host(environ: Mapping[str, Any]) -> str:
+    return str(environ.get("HTTP_HOST", "")).lower()

@@ -35,73 +35,16 @@ async function count() {
   return (await ask("/api/get?key=tabs")).value ?? 0;
 }
 
-// The time left, and a warning before it is over; asking does not extend the session.
-const warning = document.getElementById("warning");
+// The time left, on the page of that name; asking every second does not extend the session.
 const left = document.getElementById("left");
-let end = null;
-let timer = null;
-
-if (warning) {
-  warning.querySelector("form").addEventListener("submit", async (event) => {
-    event.preventDefault();
+if (left) {
+  setInterval(async () => {
     try {
-      await post("/time/stay", event.target);
-      warning.hidden = true;
-      look();
+      left.textContent = words((await ask("/time/left")).remaining);
     } catch {
-      location.reload();
+      // The site is away; the next second asks again.
     }
-  });
-  // What came with this page is not stored before the page has left: ask a moment later.
-  look();
-}
-
-async function look() {
-  clearTimeout(timer);
-  let found;
-  try {
-    found = await ask("/time/left");
-  } catch {
-    timer = setTimeout(look, 30000);
-    return;
-  }
-  if (found.left === null) {
-    over();
-    return;
-  }
-  end = performance.now() + found.left * 1000;
-  const calm = found.left - found.warn;
-  if (calm > 0) {
-    warning.hidden = true;
-    show();
-    // Another tab may use the session meanwhile, so ask again before saying anything.
-    timer = setTimeout(look, Math.min(calm, 60) * 1000 + 50);
-  } else {
-    warn();
-  }
-}
-
-function warn() {
-  const seconds = Math.max(0, Math.round((end - performance.now()) / 1000));
-  show();
-  warning.querySelector("[data-left]").textContent = words(seconds);
-  warning.hidden = false;
-  timer = setTimeout(seconds % 5 === 0 ? look : warn, 1000);
-}
-
-function over() {
-  warning.hidden = false;
-  warning.querySelector("p").textContent = "Your session has ended. Load the page again to go on.";
-  warning.querySelector("form").hidden = true;
-  if (left) {
-    left.textContent = "0 seconds";
-  }
-}
-
-function show() {
-  if (left) {
-    left.textContent = words(Math.max(0, Math.round((end - performance.now()) / 1000)));
-  }
+  }, 1000);
 }
 
 function words(seconds) {
@@ -114,12 +57,6 @@ function words(seconds) {
   }
   return number === 1 ? `1 ${unit}` : `${number} ${unit}s`;
 }
-
-setInterval(() => {
-  if (end !== null && left && (!warning || warning.hidden)) {
-    show();
-  }
-}, 1000);
 
 async function ask(path) {
   const response = await fetch(path, { headers: { Accept: "application/json" } });

@@ -1,4 +1,7 @@
-"""`RedisStore` and `AsyncRedisStore`: the same verbs, waited for in two ways."""
+"""`RedisStore` and `AsyncRedisStore`: the same verbs, waited for in two ways.
+
+(A third one, for Twisted, is in `sojourn.web.twisted.redis`.)
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from sojourn.stores.redis.verbs import (
     settled,
 )
 
-__all__ = ["AsyncRedisStore", "RedisStore"]
+__all__ = ["AsyncRedisStore", "Awaiting", "Common", "RedisStore", "suspect"]
 
 T = TypeVar("T")
 
@@ -47,8 +50,8 @@ _PROMISES = Promises(
 )
 
 
-class _Common:
-    """What both colours share: the settings, the verbs, and what errors become."""
+class Common:
+    """What all colours share: the settings, the verbs, and what errors become."""
 
     promises = _PROMISES
 
@@ -94,12 +97,12 @@ class _Common:
         )
 
 
-def _suspect(error: BaseException, failed: SojournError) -> bool:
+def suspect(error: BaseException, failed: SojournError) -> bool:
     """Return whether other connections may be as bad as the one that raised the error."""
     return getattr(failed, "transient", False) or not isinstance(error, ResponseError)
 
 
-class RedisStore(_Common):
+class RedisStore(Common):
     """Keeps records in Redis or Valkey: one node, Sentinel, or Cluster. Blocks.
 
     Args:
@@ -184,7 +187,7 @@ class RedisStore(_Common):
             return answer
         except ERRORS as error:
             failed = self._failed(error, request)
-            if self._link is not None and _suspect(error, failed):
+            if self._link is not None and suspect(error, failed):
                 with contextlib.suppress(*ERRORS):
                     self._link.reconnect()
             raise failed from error
@@ -239,7 +242,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class AsyncRedisStore(_Common):
+class Awaiting(Common):
+    """Does what a verb yields on a link whose methods are awaited."""
+
+    async def _perform(self, link: Any, request: Request) -> Any:
+        if isinstance(request, Get):
+            return await link.call(request.command)
+        if isinstance(request, Batch):
+            return settled(await link.batch(request.commands))
+        if isinstance(request, Info):
+            return await link.primaries(*request.command)
+        if request.confirm:
+            return await self._confirm(link, request)
+        try:
+            return await link.call(request.by_name)
+        except NoScriptError:
+            return await link.call(request.in_full)
+
+    async def _confirm(self, link: Any, request: Run) -> Any:
+        key = request.keys[0]
+        answers = await link.confirmed(request.by_name, key, self._confirmation)
+        if isinstance(answers[0], NoScriptError):
+            answers = await link.confirmed(request.in_full, key, self._confirmation)
+        return self._confirmed(answers)
+
+
+class AsyncRedisStore(Awaiting):
     """The same for asyncio; arguments as for `RedisStore`.
 
     One store serves every event loop that uses it, each with connections of its own; `close` closes
@@ -331,7 +359,7 @@ class AsyncRedisStore(_Common):
             return result
         except ERRORS as error:
             failed = self._failed(error, request)
-            if _suspect(error, failed):
+            if suspect(error, failed):
                 with contextlib.suppress(*ERRORS):
                     await link.reconnect()
             raise failed from error
@@ -346,27 +374,6 @@ class AsyncRedisStore(_Common):
         except ResponseError as error:
             self._not_told(error)
         self._looked = True
-
-    async def _perform(self, link: AsyncLink, request: Request) -> Any:
-        if isinstance(request, Get):
-            return await link.call(request.command)
-        if isinstance(request, Batch):
-            return settled(await link.batch(request.commands))
-        if isinstance(request, Info):
-            return await link.primaries(*request.command)
-        if request.confirm:
-            return await self._confirm(link, request)
-        try:
-            return await link.call(request.by_name)
-        except NoScriptError:
-            return await link.call(request.in_full)
-
-    async def _confirm(self, link: AsyncLink, request: Run) -> Any:
-        key = request.keys[0]
-        answers = await link.confirmed(request.by_name, key, self._confirmation)
-        if isinstance(answers[0], NoScriptError):
-            answers = await link.confirmed(request.in_full, key, self._confirmation)
-        return self._confirmed(answers)
 
 
 _no_limit = contextlib.nullcontext()

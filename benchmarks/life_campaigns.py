@@ -21,17 +21,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from sojourn import SessionManager
 from sojourn.core import codec
 from sojourn.core.ending import SKEW
-from sojourn.core.record import ENDED, ENDING, LIVE
+from sojourn.core.record import ENDED, ENDING, LIVE, Record
 from sojourn.core.session import Session
 from sojourn.errors import TooManySessions
 from sojourn.testing import Clock, new_record
@@ -207,10 +205,6 @@ def large(
         alone_for: seconds of requests without the sweep.
     """
     due = count // 10 if due is None else due
-    import apsw
-
-    from sojourn.stores import sqlite
-
     path = folder / "sessions.db"
     clock = Clock(time.time())
     sessions = SessionManager(f"sqlite:///{path}", idle_timeout=1e6, lifetime=None, clock=clock)
@@ -218,9 +212,8 @@ def large(
     session["n"] = 0
     cookie = f"{sessions.cookie.name_for[False]}={sessions.commit(session).token}"
     now = clock()
-    with apsw.Connection(str(path)) as connection:
-        connection.executemany(sqlite._CREATE, _rows(count, due, now))
-    connection.close()
+    for record in _records(count, due, now):
+        sessions.store.create(record)
     assert sessions.store.count() == count + 1
     if handlers:
         sessions.on_ended(lambda session, reason: None)
@@ -245,13 +238,12 @@ def large(
     }
 
 
-def _rows(count: int, due: int, now: float) -> Any:
+def _records(count: int, due: int, now: float) -> Iterator[Record]:
     data = codec.join({"n": codec.encode_value(1, key="n", depth=8)})
     for number in range(count):
         over = number % (count // due) == 0 and number // (count // due) < due
         deadline = now - 3600.0 - number * 1e-3 if over else now + 1e5 + number
-        record = new_record(now - 7200.0, deadline=deadline, data=data)
-        yield msgspec.structs.astuple(record)
+        yield new_record(now - 7200.0, deadline=deadline, data=data)
 
 
 def _memory() -> int:

@@ -19,7 +19,7 @@ from sojourn.stores import open_async_store, open_store
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock
 from tests.stores.servers_redis import prefix, redis_program, redis_server
-from tests.stores.servers_sql import PostgresqlServer, a_postgresql
+from tests.stores.servers_sql import MariadbServer, PostgresqlServer, a_mariadb, a_postgresql
 
 __all__ = ["prefix", "redis_program", "redis_server"]
 
@@ -28,13 +28,23 @@ STORES = (
     "sqlite",
     pytest.param("redis", marks=pytest.mark.server),
     pytest.param("postgresql", marks=pytest.mark.server),
+    pytest.param("mariadb", marks=pytest.mark.server),
 )
+SEEN = "CREATE TABLE IF NOT EXISTS seen (sid VARCHAR(22), reason VARCHAR(32))"
+"""A table of the application, for handlers that write to the store's own database."""
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgresqlServer]:
     """One server for all tests here; each has tables of its own."""
     with a_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariadbServer]:
+    """The same."""
+    with a_mariadb() as server:
         yield server
 
 
@@ -152,6 +162,13 @@ def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callable[[
         url = request.getfixturevalue("postgresql_server").url()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS sojourn_sessions, sojourn_meta, seen")
+    elif kind == "mariadb":
+        server = request.getfixturevalue("mariadb_server")
+        url = server.url()
+        with server.connect("sojourn") as connection, connection.cursor() as cursor:
+            cursor.execute("DROP TABLE IF EXISTS sojourn_sessions, sojourn_meta, seen")
+            # Here, as it would end the transaction of a handler: MariaDB has none over tables.
+            cursor.execute(SEEN)
     else:
         url = f"sqlite:///{folder}/sessions.db"
     return lambda asynchronous: (open_async_store if asynchronous else open_store)(url)

@@ -24,13 +24,18 @@ from sojourn.stores import open_store
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock
 
-from .conftest import Life, sid_of
+from .conftest import SEEN, Life, sid_of
 from .test_handlers import Seen, over
 
 SQL = pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.server)], indirect=True
+    "kind",
+    [
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.server),
+        pytest.param("mariadb", marks=pytest.mark.server),
+    ],
+    indirect=True,
 )
-TABLE = "CREATE TABLE IF NOT EXISTS seen (sid VARCHAR(22), reason VARCHAR(32))"
 
 
 class Writes:
@@ -40,33 +45,45 @@ class Writes:
         self.failures = failures
         self.calls = 0
         self.awaited = life.colour == "async" and "Threaded" not in type(life.store).__name__
-        self.mark = "%s" if "Postgresql" in type(life.store).__name__ else "?"
+        self.name = type(life.store).__name__
 
     def of(self) -> Callable[..., Any]:
         if self.awaited:
 
             async def awaited(session: Session, reason: str, connection: Any) -> None:
                 for statement in self.statements(session, reason):
-                    await connection.execute(*statement)
+                    await aexecute(connection, *statement)
                 self.fail()
 
             return awaited
 
         def blocking(session: Session, reason: str, connection: Any) -> None:
             for statement in self.statements(session, reason):
-                connection.execute(*statement)
+                execute(connection, *statement)
             self.fail()
 
         return blocking
 
     def statements(self, session: Session, reason: str) -> list[tuple[Any, ...]]:
         self.calls += 1
-        insert = f"INSERT INTO seen VALUES ({self.mark}, {self.mark})"
-        return [(TABLE,), (insert, (session.sid, reason))]
+        mark = "?" if "Mariadb" not in self.name and "Postgresql" not in self.name else "%s"
+        insert = (f"INSERT INTO seen VALUES ({mark}, {mark})", (session.sid, reason))
+        return [insert] if "Mariadb" in self.name else [(SEEN,), insert]
 
     def fail(self) -> None:
         if self.calls <= self.failures:
             raise OSError("no")
+
+
+def execute(connection: Any, *statement: Any) -> None:
+    """Run a statement on a connection of any driver; PyMySQL's has only cursors for that."""
+    on = connection if hasattr(connection, "execute") else connection.cursor()
+    on.execute(*statement)
+
+
+async def aexecute(connection: Any, *statement: Any) -> None:
+    on = connection if hasattr(connection, "execute") else connection.cursor()
+    await on.execute(*statement)
 
 
 @pytest.fixture
@@ -88,7 +105,13 @@ def rows(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[
             query = 'SELECT sid, reason FROM seen ORDER BY sid COLLATE "C"'
             return list(connection.execute(query))
 
-    return of_sqlite if kind == "sqlite" else of_postgresql
+    def of_mariadb() -> Any:
+        server = request.getfixturevalue("mariadb_server")
+        with server.connect("sojourn") as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT sid, reason FROM seen ORDER BY BINARY sid")
+            return list(cursor.fetchall())
+
+    return {"sqlite": of_sqlite, "postgresql": of_postgresql, "mariadb": of_mariadb}[kind]
 
 
 @SQL
@@ -166,10 +189,10 @@ def test_the_store_goes_on_after_a_failure(life: Life) -> None:
     """Connections that a handler broke are not used again, and no lock is left behind."""
 
     def breaks(session: Session, reason: str, connection: Any) -> None:
-        connection.execute("SELECT * FROM no_such_table")
+        execute(connection, "SELECT * FROM no_such_table")
 
     async def abreaks(session: Session, reason: str, connection: Any) -> None:
-        await connection.execute("SELECT * FROM no_such_table")
+        await aexecute(connection, "SELECT * FROM no_such_table")
 
     life.sessions.on_ended_in_transaction(abreaks if Writes(life).awaited else breaks)
     cookies = [life.login() for _ in range(5)]
@@ -263,7 +286,7 @@ def test_killed_between_all_steps(tmp_path: Path) -> None:
         sids = {token.sid}
         sessions.close()
         with contextlib.closing(apsw.Connection(str(path))) as connection:
-            connection.execute(TABLE)
+            connection.execute(SEEN)
         now = clock() + 100 + SKEW
         code = [sys.executable, "-c", CHILD, str(path)]
         done = subprocess.run([*code, str(now), str(die_at)], capture_output=True, text=True)

@@ -385,9 +385,6 @@ def test_two_logins_under_a_cap_in_many_orders(limit: int, before: int, deny: bo
     assert set(left) == {limit}
 
 
-@pytest.mark.parametrize(
-    "kind", ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.server)], indirect=True
-)
 def test_end_all_against_fifty_in_flight(make_life: Callable[..., Life]) -> None:
     """50 requests of each kind at once, in threads or tasks, and an end-all among them: 0 left."""
     life = make_life(idle_timeout=1000)

@@ -10,14 +10,22 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from sojourn.core import ending, flows
+from sojourn.core import adopting, ending, flows
 from sojourn.core.calls import Count, Flow
 from sojourn.core.cookie import CookieSettings, find, only_token, tokens_in
 from sojourn.core.ending import Swept
@@ -26,7 +34,7 @@ from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
 from sojourn.core.sealing import Sealer
 from sojourn.core.session import Opened, Session
-from sojourn.core.token import Entropy, is_sid
+from sojourn.core.token import Entropy, Token, is_sid
 from sojourn.devices import Device
 from sojourn.drivers import arun, run
 from sojourn.errors import (
@@ -648,6 +656,58 @@ class SessionManager:
         return done
 
     # Users and operators.
+
+    def find(self, sid: str) -> Session | None:
+        """Return a live session by its sid, for an operator's page or a job; None: there is none.
+
+        The visitor's cookie is not known here: what is written to it is committed as always, but
+        a renewal or a login would leave the visitor without the new cookie.
+
+        Args:
+            sid: of the session. What is no sid names none: it may come from a form.
+        """
+        return self.run(ending.find(sid, self._env)) if is_sid(sid) else None
+
+    async def afind(self, sid: str) -> Session | None:
+        """As `find`."""
+        return await self.arun(ending.find(sid, self._env)) if is_sid(sid) else None
+
+    def adopt(
+        self,
+        token: Token,
+        values: Mapping[str, Any],
+        *,
+        user: str | None = None,
+        client: Client | None = None,
+    ) -> bool:
+        """Keep a session that another system made; False where one is or was there already.
+
+        Its limits begin now. No handler of new sessions hears of it.
+
+        Args:
+            token: what its cookie stands for; see `sojourn.core.adopting.token_of`.
+            values: what it holds, as a session holds it.
+            user: who is logged in.
+            client: who it was made by.
+
+        Raises:
+            InvalidValue: a value that cannot be stored, or too many.
+            StoreUnavailable: the store did not answer.
+        """
+        user = _user(user) if user is not None else None
+        return self.run(adopting.adopt(token, values, self._env, user, client or _NOBODY))
+
+    async def aadopt(
+        self,
+        token: Token,
+        values: Mapping[str, Any],
+        *,
+        user: str | None = None,
+        client: Client | None = None,
+    ) -> bool:
+        """As `adopt`."""
+        user = _user(user) if user is not None else None
+        return await self.arun(adopting.adopt(token, values, self._env, user, client or _NOBODY))
 
     def end(self, sid: str, reason: str = "operator", *, user: str | None = None) -> bool:
         """End one session for good; returns whether this call did it.

@@ -3,6 +3,7 @@
     python -m benchmarks.life_campaigns kills --count 200
     python -m benchmarks.life_campaigns large --count 1000000
     python -m benchmarks.life_campaigns end-all --store sqlite --count 100000
+    python -m benchmarks.life_campaigns processes --store postgresql --count 10000
     python -m benchmarks.life_campaigns cap --store memory --count 100
 
 Each prints one line of JSON and fails where a promise was broken. Their short forms are tests.
@@ -11,6 +12,7 @@ Each prints one line of JSON and fails where a promise was broken. Their short f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
@@ -322,17 +324,9 @@ def end_all(store: Any, count: int = 100_000, wide: int = 50, seed: int = 0) -> 
     """
     choose = random.Random(seed)
     sessions = SessionManager(store, idle_timeout=IDLE, touch_interval=1)
-    name = sessions.cookie.name_for[False]
-
-    def made(user: str | None) -> str:
-        session = sessions.session()
-        session["n"] = 1
-        if user:
-            session.login(user)
-        return f"{name}={sessions.commit(session).token}"
 
     def pending(kind: str, user: str) -> Session:
-        cookie = "" if kind == "login" else made(None if kind == "upgrade" else user)
+        cookie = "" if kind == "login" else _made(sessions, None if kind == "upgrade" else user)
         session = sessions.session(cookie)
         if kind in ("login", "upgrade"):
             session.login(user)
@@ -378,6 +372,156 @@ def end_all(store: Any, count: int = 100_000, wide: int = 50, seed: int = 0) -> 
     }
 
 
+_RACER = """
+import json, random, sys, time
+from sojourn import SessionManager
+
+sessions = SessionManager(sys.argv[1], idle_timeout=1800, touch_interval=1)
+choose = random.Random(sys.argv[2])
+print("ready", flush=True)
+while line := sys.stdin.readline():
+    user, jobs = json.loads(line)
+    opened = []
+    for kind, cookie in jobs:
+        session = sessions.session(cookie)
+        if kind in ("login", "upgrade"):
+            session.login(user)
+        elif kind == "renewal":
+            session.renew()
+        elif kind == "write":
+            session.add("n")
+        else:
+            session.touch()
+        opened.append(session)
+    print("opened", flush=True)
+    start, span = json.loads(sys.stdin.readline())
+    told = []
+    for session, delay in zip(opened, sorted(choose.random() for _ in opened)):
+        while time.monotonic() < start + delay * span:
+            time.sleep(0)
+        done = sessions.commit(session)
+        told.append([bool(done.dropped), str(done.token) if done.token else ""])
+    print(json.dumps(told), flush=True)
+sessions.close()
+"""
+
+
+def end_all_of_processes(
+    url: str, count: int = 10_000, workers: int = 4, each: int = 5, seed: int = 0
+) -> dict[str, Any]:
+    """Race ends of all of a user's sessions with requests of other processes.
+
+    Every request has opened its session before the end begins, and is committed some time before,
+    while or after it runs. As soon as the end has returned, no session from before it opens any
+    more; when the requests are through as well, the store has no live one of the user, and no
+    cookie that any request was given opens one.
+
+    Args:
+        url: of a store that processes share.
+        count: requests in flight, `workers` times `each` against one end at a time.
+        workers: processes that send them.
+        each: requests of each process, one of each kind.
+        seed: of the kinds' order and of the moments.
+    """
+    choose = random.Random(seed)
+    sessions = SessionManager(url, idle_timeout=IDLE, touch_interval=1)
+    name = sessions.cookie.name_for[False]
+    kinds = [KINDS[number % len(KINDS)] for number in range(workers * each)]
+    counts: Counter[str] = Counter()
+    trials = 0
+    begun = time.perf_counter()
+
+    def opens(cookie: str, user: str) -> bool:
+        return sessions.session(cookie).user == user
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(sessions.close)
+        racers = [stack.enter_context(_racer(url, f"{seed} {n}")) for n in range(workers)]
+        while trials < count:
+            user = f"user {seed} {trials}"
+            choose.shuffle(kinds)
+            making = time.monotonic()
+            cookies = [
+                "" if kind == "login" else _made(sessions, None if kind == "upgrade" else user)
+                for kind in kinds
+            ]
+            jobs = list(zip(kinds, cookies, strict=True))
+            for number, racer in enumerate(racers):
+                racer.tell((user, jobs[number * each : (number + 1) * each]))
+            span = time.monotonic() - making
+            for racer in racers:
+                assert racer.hear() == "opened"
+            start = time.monotonic() + 0.001
+            for racer in racers:
+                racer.tell((start, span))
+            time.sleep(max(0.0, start + choose.random() * span - time.monotonic()))
+            ended = sessions.end_all(user)
+            counts["alive at once"] += sum(opens(cookie, user) for cookie in cookies if cookie)
+            told = [one for racer in racers for one in json.loads(racer.hear())]
+            trials += len(told)
+            counts["ended"] += len(ended)
+            counts["came too late"] += sum(dropped for dropped, _ in told)
+            counts["alive"] += len(sessions.of_user(user))
+            given = [f"{name}={token}" for _, token in told if token]
+            counts["risen"] += sum(opens(cookie, user) for cookie in [*cookies, *given])
+    risen = counts["alive at once"] + counts["alive"] + counts["risen"]
+    assert risen == 0, f"of {trials}: {dict(counts)}"
+    return {
+        "store": type(sessions.store).__name__,
+        "processes": workers + 1,
+        "trials": trials,
+        "ended": counts["ended"],
+        "came too late": counts["came too late"],
+        "survivors": risen,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def _made(sessions: SessionManager, user: str | None) -> str:
+    """Make a session, of a user or of a guest; return its cookie."""
+    session = sessions.session()
+    session["n"] = 1
+    if user:
+        session.login(user)
+    return f"{sessions.cookie.name_for[False]}={sessions.commit(session).token}"
+
+
+class _Racer:
+    """A process that commits requests when it is told."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def tell(self, value: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{json.dumps(value)}\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "a process of the campaign has ended by itself"
+        return line.strip()
+
+
+@contextlib.contextmanager
+def _racer(url: str, seed: str) -> Iterator[_Racer]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _RACER, url, seed],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        racer = _Racer(process)
+        try:
+            assert racer.hear() == "ready"
+            yield racer
+            process.communicate(timeout=20)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
 def cap(store: Any, count: int = 100, logins: int = 50, limit: int = 3) -> dict[str, Any]:
     """Log in in parallel under a cap, again and again; each time exactly that many are left."""
     sessions = {
@@ -421,22 +565,30 @@ def _log_in(sessions: SessionManager, user: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("campaign", choices=["kills", "large", "end-all", "cap"])
+    parser.add_argument("campaign", choices=["kills", "large", "end-all", "processes", "cap"])
     parser.add_argument("--count", type=int)
-    parser.add_argument("--store", default="memory", help="memory, sqlite, or a URL")
+    parser.add_argument(
+        "--store", default="memory", help="memory, or a store that the campaigns know"
+    )
     parser.add_argument("--handlers", action="store_true", help="sweep with a handler")
     given = parser.parse_args()
     number = {} if given.count is None else {"count": given.count}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        url = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/sessions.db"}
-        store = url.get(given.store, given.store)
+    from benchmarks.campaigns.places import place
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if given.store == "memory":
+            store = "memory://"
+        else:
+            store = stack.enter_context(place(given.store)).url
         if given.campaign == "kills":
             figures = kills(folder, **number)
         elif given.campaign == "large":
             figures = large(folder, **number, handlers=given.handlers)
         elif given.campaign == "end-all":
             figures = end_all(store, **number)
+        elif given.campaign == "processes":
+            figures = end_all_of_processes(store, **number)
         else:
             from sojourn.stores import open_store
 

@@ -137,29 +137,15 @@ def sid_of(cookie: str) -> str:
     return cookie.partition("=")[2].partition(".")[0]
 
 
-def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callable[[bool], Any]:
-    """Return what makes stores of a kind: `make(asynchronous)`; all of them hold the same."""
-    if kind == "memory":
-        memory = MemoryStore()
-
-        def make(asynchronous: bool) -> Any:
-            from sojourn.stores.threaded import ThreadedStore
-
-            return ThreadedStore(memory) if asynchronous else memory
-
-        return make
+def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Return the URL of a store of a kind that is empty, for any process."""
     if kind == "redis":
-        from sojourn.stores import redis
-
-        url = request.getfixturevalue("redis_server").url
         own = request.getfixturevalue("prefix")
-        return lambda asynchronous: (redis.afrom_url if asynchronous else redis.from_url)(
-            url, prefix=own
-        )
+        return f"{request.getfixturevalue('redis_server').url}?prefix={own}"
     if kind == "postgresql":
         import psycopg
 
-        url = request.getfixturevalue("postgresql_server").url()
+        url: str = request.getfixturevalue("postgresql_server").url()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS sojourn_sessions, sojourn_meta, seen")
     elif kind == "mariadb":
@@ -171,6 +157,21 @@ def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callable[[
             cursor.execute(SEEN)
     else:
         url = f"sqlite:///{folder}/sessions.db"
+    return url
+
+
+def maker(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callable[[bool], Any]:
+    """Return what makes stores of a kind: `make(asynchronous)`; all of them hold the same."""
+    if kind == "memory":
+        memory = MemoryStore()
+
+        def make(asynchronous: bool) -> Any:
+            from sojourn.stores.threaded import ThreadedStore
+
+            return ThreadedStore(memory) if asynchronous else memory
+
+        return make
+    url = url_of(kind, request, folder)
     return lambda asynchronous: (open_async_store if asynchronous else open_store)(url)
 
 

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
+from sojourn import SessionManager
 from sojourn.stores import open_store
 from sojourn.stores.memory import MemoryStore
+
+from .conftest import STORES, url_of
+
+SHARED = STORES[1:]
+"""Those that processes share."""
 
 # The benchmarks are no package of the path that tests are found by.
 _FILE = Path(__file__).parents[2] / "benchmarks" / "life_campaigns.py"
@@ -48,6 +54,19 @@ def test_an_end_of_all_against_requests_in_flight(tmp_path: Path, kind: str) -> 
     assert figures["came too late"] > 0
 
 
+@pytest.mark.parametrize("kind", SHARED, indirect=True)
+def test_an_end_of_all_against_other_processes(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same with requests of three other processes; nobody lives and nobody rises."""
+    url = url_of(kind, request, tmp_path)
+    figures = life_campaigns.end_all_of_processes(url, 300, workers=3)
+
+    assert (figures["trials"], figures["survivors"]) == (300, 0)
+    assert figures["ended"] > 0
+    assert figures["came too late"] > 0
+
+
 def test_a_cap(tmp_path: Path) -> None:
     """50 parallel logins under a cap of 3 leave 3, with either policy."""
     for store in (MemoryStore(), open_store(f"sqlite:///{tmp_path}/s.db")):
@@ -60,8 +79,6 @@ def test_a_cap(tmp_path: Path) -> None:
 
 def test_an_unhandled_session_is_seen(tmp_path: Path) -> None:
     """A session that was deleted unhandled fails the campaign."""
-    from sojourn import SessionManager
-
     sessions = SessionManager(f"sqlite:///{tmp_path}/sessions.db")
     sessions.end(life_campaigns.sid_of(sessions))
     sessions.close()
@@ -80,6 +97,14 @@ def test_a_survivor_is_seen() -> None:
 
     with pytest.raises(AssertionError, match="survived"):
         life_campaigns.end_all(Forgetful(), 100)
+
+
+def test_a_survivor_of_processes_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end that passes over a session fails the campaign of processes."""
+    monkeypatch.setattr(SessionManager, "end_all", lambda self, user: [])
+
+    with pytest.raises(AssertionError, match="'risen'"):
+        life_campaigns.end_all_of_processes(f"sqlite:///{tmp_path}/s.db", 10, workers=2)
 
 
 def test_a_cap_that_does_not_hold_is_seen() -> None:

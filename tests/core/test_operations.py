@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any
@@ -470,10 +471,56 @@ def test_misfits_in_one_request(world: Any, kind: str, old: Any, operand: Any) -
         Kind.APPEND: lambda: session.append("key", *operand),
     }[kind]
 
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"session\.{kind}\('key', \.\.\.\): .* it must be "):
         do()
     assert session["key"] == old
     assert not world.commit(session).wrote
+
+
+@pytest.mark.parametrize(
+    ("old", "act", "text"),
+    [
+        (
+            "abc",
+            lambda session: session.add("key"),
+            "the value there is of the type str; it must be an int, float, Decimal or timedelta",
+        ),
+        (
+            1,
+            lambda session: session.add("key", "2"),
+            "what to add is of the type str; it must be an int, float, Decimal or timedelta",
+        ),
+        (
+            Decimal(1),
+            lambda session: session.add("key", 0.5),
+            "what to add is of the type float; it must be one that can be added to the Decimal",
+        ),
+        (
+            1,
+            lambda session: session.max("key", "2"),
+            "the value is of the type str; it must be one that can be compared with the int there",
+        ),
+        (
+            [1],
+            lambda session: session.union("key", {1}),
+            "the value there is of the type list; it must be a set or frozenset",
+        ),
+        (
+            {1},
+            lambda session: session.append("key", 1),
+            "the value there is of the type set; it must be a list",
+        ),
+    ],
+)
+def test_misfits_say_what_fits(world: Any, old: Any, act: Callable[[Any], Any], text: str) -> None:
+    """The error names the key, what came, and what is allowed."""
+    session = world.open(world.visit(key=old))
+
+    with pytest.raises(TypeError) as raised:
+        act(session)
+    assert "('key', ...)" in str(raised.value)
+    assert text in str(raised.value)
+    assert session["key"] == old
 
 
 @pytest.mark.parametrize(

@@ -521,5 +521,6 @@ def test_adding_to_a_text(browser: Browser) -> None:
     answer = browser.http.post("/api/add?key=name")
 
     assert answer.status_code == 400
-    assert "cannot add to a str" in answer.text
+    assert "the value there is of the type str" in answer.text
+    assert "an int, float, Decimal or timedelta" in answer.text
     assert browser.http.get("/api/get?key=name").json() == {"value": "abc"}

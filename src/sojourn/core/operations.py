@@ -124,37 +124,46 @@ def overwritten(
 
 
 _NUMBERS = (int, float, Decimal, dt.timedelta)
+_NUMERIC = "an int, float, Decimal or timedelta"
 
 
-def merge(kind: str, old: Any, operand: Any) -> Any:
+def merge(kind: str, old: Any, operand: Any, key: str = "") -> Any:
     """Return the value after a merging operation; `old` is None where there was none.
 
     Raises:
-        TypeError: the operand does not fit the value: says what both are.
+        TypeError: the operand does not fit the value: names the key and says what both are.
     """
     if kind == Kind.ADD:
         if isinstance(operand, bool) or not isinstance(operand, _NUMBERS):
-            raise TypeError(_misfit("add", operand, "an int, float, Decimal or timedelta"))
+            raise _misfit(kind, key, "what to add", operand, _NUMERIC)
         if old is None:
             return operand
         if isinstance(old, bool) or not isinstance(old, _NUMBERS):
-            raise TypeError(_misfit("add to", old, "an int, float, Decimal or timedelta"))
-        return old + operand  # type: ignore[operator]
+            raise _misfit(kind, key, "the value there", old, _NUMERIC)
+        try:
+            return old + operand  # type: ignore[operator]
+        except TypeError:
+            fits = f"one that can be added to the {type(old).__name__} there"
+            raise _misfit(kind, key, "what to add", operand, fits) from None
     if kind == Kind.MAX:
         if old is None:
             return operand
-        return operand if operand > old else old
+        try:
+            return operand if operand > old else old
+        except TypeError as error:
+            fits = f"one that can be compared with the {type(old).__name__} there ({error})"
+            raise _misfit(kind, key, "the value", operand, fits) from None
     if kind == Kind.UNION:
         if old is None:
             return set(operand)
         if not isinstance(old, (set, frozenset)):
-            raise TypeError(_misfit("union with", old, "a set or frozenset"))
+            raise _misfit(kind, key, "the value there", old, "a set or frozenset")
         return old | operand
     if kind == Kind.APPEND:
         if old is None:
             return list(operand)
         if not isinstance(old, list):
-            raise TypeError(_misfit("append to", old, "a list"))
+            raise _misfit(kind, key, "the value there", old, "a list")
         return old + operand
     if kind == Kind.REMOVE:
         if not isinstance(old, list):
@@ -167,5 +176,8 @@ def merge(kind: str, old: Any, operand: Any) -> Any:
     raise InvalidValue(f"there is no operation {kind!r}")
 
 
-def _misfit(what: str, value: Any, allowed: str) -> str:
-    return f"cannot {what} a {type(value).__name__}; it must be {allowed}"
+def _misfit(kind: str, key: str, what: str, value: Any, allowed: str) -> TypeError:
+    return TypeError(
+        f"session.{kind}({key!r}, ...): {what} is of the type {type(value).__name__}; "
+        f"it must be {allowed}"
+    )

@@ -844,7 +844,7 @@ class Session(MutableMapping[str, Any]):
         # Now, since only now it is clear what is meant; the list or set is our own copy.
         codec.encode_value(operand, key=key, depth=depth)
         old = self.get(key)
-        new = merge(kind, old, operand)
+        new = merge(kind, old, operand, key)
         work = self._working()
         # A key that was deleted comes to stand last; any other keeps its place.
         done = work.steps.pop(key, []) if key not in self._index else work.steps.get(key, [])

@@ -104,7 +104,7 @@ def test_locked_by_another_process(make_site: MakeSite, tmp_path: Path) -> None:
     site = make_site(store)
     site.visit(write)
     with apsw.Connection(str(path)) as other:
-        other.execute("UPDATE sojourn_sessions SET attempts = 0")
+        other.execute("UPDATE sojourn_sessions SET due = 0")
         assert site.visit(show).body == b"1"
         begun = time.monotonic()
         answer = site.request(lambda session: session.update(a=2))

@@ -203,7 +203,7 @@ def test_damaged_records_are_told(urls: tuple[str, str], tmp_path: Path) -> None
     old.close()
     with contextlib.closing(apsw.Connection(str(tmp_path / "old.db"))) as connection:
         values = (unreadable.sid,)
-        connection.execute("UPDATE sojourn_sessions SET status = 9 WHERE sid = ?", values)
+        connection.execute("UPDATE sojourn_sessions SET head = x'' WHERE sid = ?", values)
     new.create(blocked)
     (path,) = (tmp_path / "new").rglob(blocked.sid.encode().hex())
     path.write_bytes(b"\xff" * 40)

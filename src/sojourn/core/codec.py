@@ -34,6 +34,7 @@ from sojourn.errors import DamagedRecord, InvalidValue
 
 __all__ = [
     "ALLOWED",
+    "CRC_RESIDUE",
     "EMPTY",
     "IMMUTABLE",
     "STORABLE",
@@ -78,8 +79,8 @@ _ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None), bytes})
 _ATOMS_BUT_INT = _ATOMS - {int}
 _HEADER = Layout(">BII")
 _CRC = Layout("<I")
-# The CRC-32 of anything followed by its own CRC-32 in little-endian order is this constant.
-_CRC_RESIDUE = 0x2144DF1C
+CRC_RESIDUE = 0x2144DF1C
+"""The CRC-32 of anything followed by its own CRC-32 in little-endian order."""
 
 _Decode = Callable[[bytes | memoryview], Any]
 _encode = msgspec.msgpack.Encoder().encode
@@ -124,7 +125,7 @@ def unchecked(segment: bytes) -> bytes:
     Raises:
         DamagedRecord: they do not match the checksum.
     """
-    if crc32(segment) != _CRC_RESIDUE or len(segment) < 5:
+    if crc32(segment) != CRC_RESIDUE or len(segment) < 5:
         raise DamagedRecord("a value does not match its checksum")
     return segment[:-4]
 
@@ -136,7 +137,7 @@ def decode_value(segment: bytes) -> Any:
         DamagedRecord: flipped bits, cut short, or a type that this version does not know.
     """
     # `unchecked`, written out: this is done for every value that is read.
-    if crc32(segment) != _CRC_RESIDUE or len(segment) < 5:
+    if crc32(segment) != CRC_RESIDUE or len(segment) < 5:
         raise DamagedRecord("a value does not match its checksum")
     try:
         return _value_decode(segment[:-4])

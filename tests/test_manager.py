@@ -17,9 +17,11 @@ import msgspec
 import pytest
 
 from sojourn.core import expiry
+from sojourn.core.session import Session
 from sojourn.core.token import Token
 from sojourn.errors import ConfigurationError, Conflict, InvalidValue, StoreUnavailable
 from sojourn.manager import SessionManager
+from sojourn.stores.cookie import CookieStore
 from sojourn.stores.memory import MemoryStore
 from sojourn.stores.sqlite import SqliteStore
 from sojourn.testing import Clock, FlakyStore, RecordingStore
@@ -522,3 +524,46 @@ def test_t1_no_randomness() -> None:
     with pytest.raises(ValueError, match="random source gave"):
         sessions.commit(session)
     assert sessions.store.count() == 0
+
+
+# Kinds of sessions, and persistent cookies.
+
+
+class Named(Session):
+    """A session as an integration may need it."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return f"session {self['a']}"
+
+
+@pytest.mark.parametrize("store", ["memory://", CookieStore([os.urandom(32)])])
+def test_a_session_of_another_kind(store: Any) -> None:
+    """An integration gets sessions of its own class, wherever the record is kept."""
+    sessions = SessionManager(store)
+    first = sessions.session(kind=Named)
+    first["a"] = 1
+    done = sessions.commit(first)
+
+    found = sessions.session(f"id={done.sealed or done.token}", kind=Named)
+
+    assert isinstance(found, Named)
+    assert found.name == "session 1"
+
+
+def test_persistent_by_default() -> None:
+    """With `cookie_persistent` a new session's cookie outlives the browser; one may differ."""
+    sessions = SessionManager(cookie_persistent=True, lifetime=1000)
+    session, other = sessions.session(), sessions.session()
+    session["a"] = other["a"] = 1
+    other.persistent = False
+
+    assert session.persistent
+    assert sessions.commit(session).max_age == 1000
+    assert sessions.commit(other).max_age is None
+
+    plain = SessionManager().session()
+    plain["a"] = 1
+    assert not plain.persistent

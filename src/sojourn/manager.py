@@ -20,8 +20,8 @@ from collections.abc import (
     Sequence,
 )
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Committed", "SessionManager"]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Session)
 H = TypeVar("H", bound=Handler)
 Committed = flows.Committed
 
@@ -110,6 +111,7 @@ class SessionManager:
         cookie_path: str = "/",
         cookie_samesite: Literal["Lax", "Strict", "None"] = "Lax",
         cookie_partitioned: bool = False,
+        cookie_persistent: bool = False,
         clock: Callable[[], float] = time.time,
         entropy: Entropy = os.urandom,
     ) -> None:
@@ -142,6 +144,8 @@ class SessionManager:
             commit_on_error: whether a request is committed that ends in an unhandled exception, or
                 in an answer of 500 or above, which is what frameworks make of one.
             cookie_name, ...: see `CookieSettings`.
+            cookie_persistent: whether browsers keep the cookie of a new session when they are
+                closed, for as long as the session can live; `session.persistent` says it of one.
             clock, entropy: the time in UTC seconds, and random bytes.
 
         Raises:
@@ -196,8 +200,12 @@ class SessionManager:
             faults.append(
                 f"store is {store!r}; it must be a URL such as 'sqlite:///sessions.db', or a store"
             )
-        if not isinstance(commit_on_error, bool):
-            faults.append(f"commit_on_error is {commit_on_error!r}; it must be True or False")
+        for name, flag in (
+            ("commit_on_error", commit_on_error),
+            ("cookie_persistent", cookie_persistent),
+        ):
+            if not isinstance(flag, bool):
+                faults.append(f"{name} is {flag!r}; it must be True or False")
         if max_sessions is not None and (type(max_sessions) is not int or max_sessions < 1):
             faults.append(f"max_sessions is {max_sessions!r}; it must be an int above 0, or None")
         for name, choice, allowed in (
@@ -240,6 +248,7 @@ class SessionManager:
                 deny_new=on_too_many == "deny",
                 on_theft=on_theft,
                 sealer=sealer,
+                persistent=cookie_persistent,
             ),
             clock,
             entropy,
@@ -279,6 +288,7 @@ class SessionManager:
             "on_conflict": "last" if rules.keep_conflicts else "raise",
             "on_store_error": "continue" if self._continue else "raise",
             "commit_on_error": self.commit_on_error,
+            "cookie_persistent": rules.persistent,
             "cookie_http": cookie.clear(False),
             "cookie_https": cookie.clear(True),
         }
@@ -359,19 +369,41 @@ class SessionManager:
 
     # A request, blocking.
 
+    @overload
     def session(
         self, cookie: str = "", *, https: bool = False, client: Client | None = None
-    ) -> Session:
+    ) -> Session: ...
+    @overload
+    def session(
+        self,
+        cookie: str = "",
+        *,
+        https: bool = False,
+        client: Client | None = None,
+        kind: type[S],
+        load: Callable[[], Opened] | None = None,
+    ) -> S: ...
+    def session(
+        self,
+        cookie: str = "",
+        *,
+        https: bool = False,
+        client: Client | None = None,
+        kind: type[Any] = Session,
+        load: Callable[[], Opened] | None = None,
+    ) -> Any:
         """Return the session of a request; it is loaded when it is first used.
 
         Args:
             cookie: the Cookie header, latin-1.
             https: whether the request came by https.
             client: who makes it.
+            kind: a class below `Session`, for an integration whose framework asks more of it.
+            load: what finds it in place of the cookie; not where the cookie holds the record.
         """
         if self._carried:
-            return self._carried_session(cookie, https, client)
-        return Session(self._env, partial(self.open, cookie, https), client or _NOBODY)
+            return self._carried_session(cookie, https, client, kind)
+        return kind(self._env, load or partial(self.open, cookie, https), client or _NOBODY)
 
     def open(self, cookie: str, https: bool) -> Opened:
         """Find what a request's cookie opens.
@@ -380,8 +412,7 @@ class SessionManager:
             StoreUnavailable: unless such requests are to go on.
         """
         env = self._env
-        name = self.cookie.name_for[https]
-        token = only_token(cookie, name)
+        token = only_token(cookie, self.cookie.start_for[https])
         if token is not None:
             # The ordinary case of `open_session`, without the cost of a flow. Where the store
             # has anything to say but an answer, the flow and its driver know what to do.
@@ -396,7 +427,7 @@ class SessionManager:
                     return self._without(error)
             except DamagedRecord:
                 pass
-        tokens = tokens_in(cookie, name)
+        tokens = tokens_in(cookie, self.cookie.name_for[https])
         if not tokens:
             return Opened(env.clock())
         try:
@@ -457,7 +488,7 @@ class SessionManager:
         `asession`.
         """
         if self._carried:
-            return self._carried_session(cookie, https, client)
+            return self._carried_session(cookie, https, client, Session)
         store = self._astore
         if store is None:
             return None
@@ -497,11 +528,11 @@ class SessionManager:
 
     # Where the cookie holds the record itself: no store is asked, so both colours are one.
 
-    def _carried_session(self, cookie: str, https: bool, client: Client | None) -> Session:
+    def _carried_session(self, cookie: str, https: bool, client: Client | None, kind: type[S]) -> S:
         box: list[CookieJar] = []
         load = partial(self._open_carried, box, cookie, https)
-        session = _CarriedSession(self._env, load, client or _NOBODY)
-        session.box = box
+        session: S = _carried(kind)(self._env, load, client or _NOBODY)
+        session.box = box  # type: ignore[attr-defined]
         return session
 
     def _open_carried(self, box: list[CookieJar], cookie: str, https: bool) -> Opened:
@@ -511,9 +542,8 @@ class SessionManager:
         box.append(jar)
         return run(flows.open_session(jar.tokens, self._env), jar)
 
-    def _commit_carried(self, session: Session, late: bool) -> Committed:
-        assert isinstance(session, _CarriedSession)
-        jar = session.box[0]
+    def _commit_carried(self, session: Any, late: bool) -> Committed:
+        jar: CookieJar = session.box[0]
         handlers = self._handlers
         at: Any = jar if handlers is None else Desk(jar, handlers)
         done = run(flows.commit(session, self._env, late), at)
@@ -884,11 +914,11 @@ class SessionManager:
             log.log(_LEVELS.get(event, logging.DEBUG), "session %s %s: %s", sid, event, detail)
 
 
-class _CarriedSession(Session):
-    """A session whose record came in the cookie: it has its request's jar, once it is loaded."""
-
-    __slots__ = ("box",)
-    box: list[CookieJar]
+@cache
+def _carried(kind: type[Session]) -> Any:
+    """Return that kind of session with a `box` for its request's jar, once it is loaded."""
+    names = {"__slots__": ("box",), "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), names)
 
 
 _NOBODY = Client()

@@ -280,7 +280,7 @@ def _create(
         authenticated=head.get("authenticated"),
         generation=1 if work.login else 0,
         salt=work.salt or drawn(env.entropy, 16),
-        persistent=head.get("persistent", False),
+        persistent=session._value("persistent"),
         address=_shown(client.address, 100),
         agent=_shown(client.agent, 400),
         commits=commit_id,
@@ -464,10 +464,11 @@ def _next(
         changed["previous_hash"] = current.secret_hash
         changed["previous_generation"] = current.generation
         changed["grace_until"] = now + rules.grace
+    if work.salt:
+        changed["salt"] = work.salt
     if work.login:
         client = session.client
         changed["generation"] = current.generation + 1
-        changed["salt"] = work.salt
         changed["address"] = _shown(client.address, 100)
         changed["agent"] = _shown(client.agent, 400)
     return msgspec.structs.replace(current, **changed)

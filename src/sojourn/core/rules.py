@@ -34,6 +34,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         on_theft: what a late use of a renewed cookie brings: "log", "end" (the session),
             "end-user" (all sessions of its user).
         sealer: what seals the data at rest; None: nothing does.
+        persistent: whether the cookie of a new session outlives the browser.
     """
 
     idle_timeout: float | None
@@ -52,6 +53,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     deny_new: bool = False
     on_theft: str = "log"
     sealer: Sealer | None = None
+    persistent: bool = False
 
 
 class Environment(NamedTuple):

@@ -135,7 +135,7 @@ def test_a19_junk_costs_linear_time(junk: str) -> None:
 
     for name in (NAME, "i"):
         assert tokens_in(junk[:MAX_HEADER], name) == []
-        assert only_token(junk[:MAX_HEADER], name) is None
+        assert only_token(junk[:MAX_HEADER], f"{name}=") is None
 
     assert time.process_time() - start < 0.05
 
@@ -146,9 +146,10 @@ def test_a19_a_header_too_long() -> None:
     fits = cookie + "; a=" + "b" * (MAX_HEADER - len(cookie) - 4)
 
     assert len(fits) == MAX_HEADER
-    for look in (only_token, tokens_in):
-        assert look(fits, NAME)
-        assert not look(fits + "b", NAME)
+    assert only_token(fits, f"{NAME}=") == TOKEN
+    assert tokens_in(fits, NAME) == [TOKEN]
+    assert only_token(fits + "b", f"{NAME}=") is None
+    assert tokens_in(fits + "b", NAME) == []
 
 
 PIECES = st.sampled_from(
@@ -176,7 +177,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_the_short_cut_agrees(header: str) -> None:
     """Where the quick look finds a token, the thorough one finds that token and no other."""
-    quick = only_token(header, NAME)
+    quick = only_token(header, f"{NAME}=")
 
     assert quick is None or tokens_in(header, NAME) == [quick]
 

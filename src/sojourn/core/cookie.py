@@ -8,7 +8,7 @@ else a parser accepts is another spelling of the name for an attacker to use.
 from __future__ import annotations
 
 from sojourn.core.expiry import MAX_COOKIE_AGE
-from sojourn.core.token import Token, parse_token, token_before
+from sojourn.core.token import Token, parse_token, token_at_start
 from sojourn.errors import ConfigurationError
 
 __all__ = ["MAX_HEADER", "CookieSettings", "find", "only_token", "tokens_in"]
@@ -41,20 +41,20 @@ def find(header: str, name: str) -> list[str]:
     return list(found)
 
 
-def only_token(header: str, name: str) -> Token | None:
+def only_token(header: str, start: str) -> Token | None:
     """Return the token of the ordinary case: one such cookie, spelt as browsers spell it.
 
     None means nothing yet: `tokens_in` knows all cases.
+
+    Args:
+        header: the Cookie header.
+        start: the cookie's name and "=".
     """
-    start = name + "="
-    at = header.find(start)
-    if at < 0 or (at and header[at - 2 : at] != "; ") or len(header) > MAX_HEADER:
-        return None
-    at += len(start)
+    before, _, rest = header.partition(start)
     # The token must be the whole value, and no other cookie of the name may follow.
-    if header.find(start, at) >= 0:
+    if (before and before[-2:] != "; ") or start in rest or len(header) > MAX_HEADER:
         return None
-    return token_before(header, at)
+    return token_at_start(rest)
 
 
 def tokens_in(header: str, name: str) -> list[Token]:
@@ -65,7 +65,7 @@ def tokens_in(header: str, name: str) -> list[Token]:
 class CookieSettings:
     """Name and attributes of the session cookie; both forms (http and https) made once."""
 
-    __slots__ = ("_clear", "_tail", "domain", "name_for", "names", "path", "secure")
+    __slots__ = ("_clear", "_tail", "domain", "name_for", "names", "path", "secure", "start_for")
 
     def __init__(
         self,
@@ -117,6 +117,7 @@ class CookieSettings:
         self.names = (name, prefix + name)
         # By whether the request came by https.
         self.name_for = tuple(self.names[self.is_secure(https)] for https in (False, True))
+        self.start_for = tuple(f"{name}=" for name in self.name_for)
         tail = f"; Path={path}; HttpOnly; SameSite={samesite}"
         if domain is not None:
             tail += f"; Domain={domain}"

@@ -199,30 +199,41 @@ class Session(MutableMapping[str, Any]):
         # looked at" and "was it used" facts that no method of the mapping can forget to note.
         if name not in _LAZY:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        load = self._load
-        if load is not None:
-            if self._failure is not None:
-                # Asked once a request: limits of time add up otherwise.
-                raise self._failure
-            try:
-                opened = load()
-            except StoreUnavailable as error:
-                self._failure = error
-                raise
-            self._load = None
-            self._opened = opened
-            self._begin(opened.record, opened.data)
-            if opened.notes:
-                self._working().notes.extend(opened.notes)
+        if self._load is not None:
+            self._find()
         if name in _OF_MAPPING:
-            # The first use of the mapping, which also is what counts as a use.
-            self._active = True
-            self._cache = {}
-            try:
-                self._index, self._body = decode_index(self._data)
-            except DamagedRecord as error:
-                self._give_up(error)
-        return self._cache if name == "_cache" else getattr(self, name)
+            self._use()
+        return getattr(self, name)
+
+    def _find(self) -> None:
+        """Find the record: the first look at the session."""
+        if self._failure is not None:
+            # Asked once a request: limits of time add up otherwise.
+            raise self._failure
+        try:
+            opened = self._load()  # type: ignore[misc]
+        except StoreUnavailable as error:
+            self._failure = error
+            raise
+        self._load = None
+        self._opened = opened
+        # `_begin`, written out: this is done for every request.
+        record = self._record = opened.record
+        self._data = opened.data
+        self._status = _NEW if record is None else _UNCHANGED
+        self._active = False
+        self._work = None
+        if opened.notes:
+            self._working().notes.extend(opened.notes)
+
+    def _use(self) -> None:
+        """Find the values: the first use of the mapping, which also is what counts as a use."""
+        self._active = True
+        self._cache = {}
+        try:
+            self._index, self._body = decode_index(self._data)
+        except DamagedRecord as error:
+            self._give_up(error)
 
     def _begin(self, record: Record | None, data: bytes) -> None:
         """Stand at the beginning for a record, or for a new session."""
@@ -392,8 +403,11 @@ class Session(MutableMapping[str, Any]):
     def __getitem__(self, key: type[T]) -> T: ...
     def __getitem__(self, key: Any) -> Any:
         """Return a value; or the typed state of a class, made on first use."""
-        # Asked for by name the first time: to find that the slot is empty costs more.
-        cache = self._cache if self._load is None else self._fill("_cache")
+        if self._load is not None:
+            # To find that a slot is empty costs more.
+            self._find()
+            self._use()
+        cache = self._cache
         if key in cache:
             return cache[key]
         packed = self._index.get(key)

@@ -29,7 +29,7 @@ __all__ = [
     "new_sid",
     "parse_token",
     "same_hash",
-    "token_before",
+    "token_at_start",
 ]
 
 SID_LENGTH = 22
@@ -43,7 +43,7 @@ _SID = r"[A-Za-z0-9_-]{21}[AQgw]"
 _TOKEN = re.compile(rf"({_SID})\.([A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048])")
 _is_sid = re.compile(_SID).fullmatch
 _match_token = _TOKEN.fullmatch
-_match_token_before = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
+_match_token_at_start = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
@@ -69,9 +69,9 @@ def parse_token(text: str) -> Token | None:
     return None if found is None else Token(*found.groups())
 
 
-def token_before(text: str, at: int) -> Token | None:
-    """Return the token that stands at a place in a text, up to a `;` or to its end."""
-    found = _match_token_before(text, at)
+def token_at_start(text: str) -> Token | None:
+    """Return the token that a text begins with, up to a `;` or to its end."""
+    found = _match_token_at_start(text)
     return None if found is None else Token(*found.groups())
 
 

@@ -20,7 +20,7 @@ from sojourn.web.headers import with_session
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["KEY", "SessionMiddleware"]
+__all__ = ["KEY", "Request", "SessionMiddleware"]
 
 KEY = "sojourn.session"
 """The key of the session in the WSGI environment."""
@@ -39,7 +39,7 @@ class SessionMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
         sessions = self.sessions
-        request = _Request(sessions, environ, start_response)
+        request = Request(sessions, environ, start_response)
         session = environ[KEY] = request.session
         try:
             result = self.app(environ, request.start)
@@ -66,7 +66,7 @@ class SessionMiddleware:
         return _Body(request, result)
 
 
-class _Request:
+class Request:
     """One request: holds the head back until the session is committed."""
 
     # No slots: most requests never set what has a default here.
@@ -108,9 +108,10 @@ class _Request:
         if exc_info is None and self.head is not None:
             raise AssertionError("start_response was called a second time without exc_info")
         self.head = (status, headers, exc_info)
-        return self._write
+        return self.write_body
 
-    def _write(self, data: bytes) -> None:
+    def write_body(self, data: bytes) -> None:
+        """Send a part of the body, the head first (what start_response returns)."""
         if not self.sent:
             self.send_head()
         if self.answer is not None:
@@ -192,7 +193,7 @@ class _Body:
 
     __slots__ = ("_chunks", "_close", "_request")
 
-    def __init__(self, request: _Request, result: Iterable[bytes]) -> None:
+    def __init__(self, request: Request, result: Iterable[bytes]) -> None:
         self._request = request
         self._chunks = iter(result)
         self._close = getattr(result, "close", None)

@@ -60,7 +60,13 @@ class TwistedRedisStore(Awaiting):
     All calls share one connection and are answered in their order, so `max_connections` limits
     nothing here; ends that replicas are to confirm go by connections of their own. Records are
     those that `RedisStore` writes: processes of both kinds share them.
+
+    Example:
+        >>> sessions = SessionManager(TwistedRedisStore("redis://localhost"))
     """
+
+    deferred = True
+    """Tells `sojourn.web.twisted` that calls return Deferreds."""
 
     def __init__(self, url: str, reactor: Any = None, **settings: Any) -> None:
         """Read the URL; connect to nothing yet.

@@ -15,7 +15,7 @@ import click
 from sojourn.errors import SojournError
 from sojourn.manager import SessionManager
 
-__all__ = ["sweep"]
+__all__ = ["load_sessions", "sweep"]
 
 
 @click.command()
@@ -44,7 +44,7 @@ def sweep(store: str | None, name: str | None, every: float | None) -> None:
         raise click.UsageError("give --store URL, or --sessions MODULE:NAME")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     try:
-        sessions = _load(name) if name is not None else SessionManager(store or "")
+        sessions = load_sessions(name) if name is not None else SessionManager(store or "")
         try:
             if every is None:
                 _once(sessions)
@@ -85,7 +85,7 @@ def _again_and_again(sessions: SessionManager, every: float) -> None:
             signal.signal(number, handler)
 
 
-def _load(name: str) -> SessionManager:
+def load_sessions(name: str) -> SessionManager:
     """Return the manager that `package.module:name` names, from the current folder too."""
     module, _, attribute = name.partition(":")
     if not module or not attribute.isidentifier():

@@ -1,0 +1,264 @@
+"""What Session3 left in a directory: one pickle for each session, read without running any of it.
+
+A pickle is a program. Here its instructions are those that build plain values, dates and numbers,
+and objects of the classes that the operator allows; and even of these no code runs: an object is
+its attributes, held by a stand-in. Everything else is refused with its name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import io
+import os
+import pickle
+import re
+import stat
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from sojourn.core.adopting import token_of
+from sojourn.core.record import Client
+from sojourn.core.token import Token
+
+__all__ = [
+    "ALLOWED",
+    "Found",
+    "Refused",
+    "Unreadable",
+    "read",
+    "session_in",
+    "taken_over",
+    "token_of_id",
+]
+
+ALLOWED = (
+    "session3.Session.Session",
+    "session3.DictSession.DictSession",
+    "quixote.session.Session",
+)
+"""Classes that need no permission: they come with Session3 and Quixote."""
+
+_is_id = re.compile(r"[A-Za-z0-9_-]{11}").fullmatch
+MAX_FILE = 16 * 1024 * 1024
+"""Bytes; a larger file is no session that anybody could keep."""
+MAX_PARTS = 1_000_000
+"""Values in one session. A pickle can say in a few bytes what takes gigabytes when written out."""
+MAX_DEPTH = 200
+_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_OPEN |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
+
+
+class Unreadable(Exception):
+    """A file that holds no session that can be taken over; the text says why."""
+
+
+class Refused(Unreadable):
+    """A file that asks for something that was not allowed.
+
+    Attributes:
+        name: of that: module and class.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Keep the name."""
+        super().__init__(f"it holds a {name}, which is not allowed")
+        self.name = name
+
+
+class Found(NamedTuple):
+    """A session as its file has it.
+
+    Attributes:
+        name: of its class, with the module.
+        attributes: plain values; an object that was allowed is a dict of its own attributes.
+    """
+
+    name: str
+    attributes: dict[str, Any]
+
+
+def token_of_id(value: str) -> Token | None:
+    """Return the token that an id of Session3's stands for; None for what is no such id."""
+    return token_of("session3", value) if _is_id(value) else None
+
+
+def read(directory: str, name: str) -> bytes:
+    """Return what is in the file of a session.
+
+    Args:
+        directory: where it lies.
+        name: as the directory has it. What is inside a file never becomes part of a path.
+
+    Raises:
+        Unreadable: it is no ordinary file, or empty, or too large, or cannot be opened.
+    """
+    try:
+        fd = os.open(os.path.join(directory, name), _OPEN)
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is not an ordinary file")
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise Unreadable(f"it cannot be opened: {error.strerror}") from error
+    if not data:
+        raise Unreadable("it is empty")
+    if len(data) > MAX_FILE:
+        raise Unreadable(f"it is larger than {MAX_FILE:,} bytes")
+    return data
+
+
+def session_in(data: bytes, name: str, allowed: Collection[str]) -> Found:
+    """Return the session that a file holds.
+
+    Args:
+        data: of the file.
+        name: of the file, which is the id of the session.
+        allowed: module and name of the classes that may be in it.
+
+    Raises:
+        Refused: something else is in it.
+        Unreadable: it is damaged, or no session, or another one.
+    """
+    unpickler = _Unpickler(data, allowed)
+    try:
+        found = unpickler.load()
+    except Refused:
+        raise
+    except Exception as error:
+        # Whatever a damaged pickle makes of the machine that runs it.
+        raise Unreadable(f"it is damaged, or no pickle of a session ({error!r:.80})") from error
+    if not isinstance(found, _Object) or type(found.state) is not dict or found.arguments:
+        raise Unreadable("it holds no session")
+    state: dict[Any, Any] = found.state
+    if state.get("id") != name or not all(type(key) is str for key in state):
+        raise Unreadable("it holds another session, or none: its id is not the name of the file")
+    parts = _Parts()
+    try:
+        attributes = {key: parts.plain(value, MAX_DEPTH) for key, value in state.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        # An object in a set, a UUID that is none.
+        raise Unreadable(f"it holds what no session keeps ({error})") from error
+    return Found(found.name, attributes)
+
+
+def taken_over(found: Found) -> tuple[dict[str, Any], str | None, Client]:
+    """Return a session's values, its user and its client as a session of ours has them."""
+    values = dict(found.attributes)
+    for name in ("id", "_creation_time", "_access_time"):
+        values.pop(name, None)
+    address = values.pop("_remote_address", "")
+    user = values.pop("user", None)
+    client = Client(address if type(address) is str and address.isprintable() else "")
+    return values, user, client
+
+
+class _Object:
+    """Stands for an object of an allowed class: what it was made of, and none of its code."""
+
+    name = ""
+
+    def __new__(cls, *arguments: Any) -> _Object:
+        made = object.__new__(cls)
+        made.arguments = arguments
+        made.state = None
+        return made
+
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep what would become its attributes."""
+        self.state = state
+
+
+_PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("datetime", "datetime"): datetime.datetime,
+    ("datetime", "date"): datetime.date,
+    ("datetime", "time"): datetime.time,
+    ("datetime", "timedelta"): datetime.timedelta,
+    ("datetime", "timezone"): datetime.timezone,
+    ("decimal", "Decimal"): decimal.Decimal,
+    ("uuid", "UUID"): uuid.UUID,
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    # As protocol 2 calls them.
+    ("__builtin__", "set"): set,
+    ("__builtin__", "frozenset"): frozenset,
+}
+_ATOMS = {str, int, float, bool, type(None), bytes, datetime.date, datetime.timedelta}
+_ATOMS |= {datetime.datetime, datetime.time, decimal.Decimal}
+
+_NEEDED = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM
+    SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD
+"""
+
+
+class _Unpickler(pickle._Unpickler):
+    """Runs the instructions that are needed, with the classes that are allowed.
+
+    The one in Python, as that in C makes room for whatever place in its memo a pickle names.
+    """
+
+    dispatch = {  # noqa: RUF012 - as in the parent
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name)[0] for name in _NEEDED.split())
+    }
+
+    def __init__(self, data: bytes, allowed: Collection[str]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in, or a plain type; imports nothing."""
+        full = f"{module}.{name}"
+        if full in self._allowed:
+            return type("_Stand_in", (_Object,), {"name": full})
+        plain = _PLAIN.get((module, name))
+        if plain is None:
+            raise Refused(full)
+        return plain
+
+
+class _Parts:
+    """Makes plain values of what was read, up to a number of them."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PARTS
+
+    def plain(self, value: Any, depth: int) -> Any:
+        """Return the value with a dict for each object.
+
+        Raises:
+            Unreadable: too many values, or too deep, or something that no session keeps.
+        """
+        self.left -= 1
+        if self.left < 0:
+            raise Unreadable(f"it holds more than {MAX_PARTS:,} values")
+        if depth < 0:
+            raise Unreadable("its values are nested too deep, or contain themselves")
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
+        if kind is uuid.UUID:
+            return uuid.UUID(int=value.int)
+        depth -= 1
+        if kind is dict:
+            return {self.plain(key, depth): self.plain(one, depth) for key, one in value.items()}
+        if kind in (list, tuple, set, frozenset):
+            return kind([self.plain(one, depth) for one in value])
+        if isinstance(value, _Object):
+            if value.state is None:
+                # A named tuple, or a member of an enumeration.
+                return self.plain(value.arguments, depth)
+            if type(value.state) is dict and not value.arguments:
+                return self.plain(value.state, depth)
+            raise Unreadable(f"its {value.name} is no object with attributes alone")
+        raise Unreadable(f"it holds a {kind.__qualname__}, which no session keeps")

@@ -636,16 +636,17 @@ class SessionManager:
         Args:
             stop: asked before each page whether to leave the rest to the next sweep.
         """
-        done = self.run(ending.sweep(self._env, self._owner(), self._page(), stop))
-        if self._handlers is not None:
-            self.run(self._handlers.watches.check(self._env.clock()))
-        return self._swept(done)
+        return self.run(self.sweeping(stop))
 
     async def asweep(self, *, stop: Callable[[], bool] | None = None) -> Swept:
         """As `sweep`."""
-        done = await self.arun(ending.sweep(self._env, self._owner(), self._page(), stop))
+        return await self.arun(self.sweeping(stop))
+
+    def sweeping(self, stop: Callable[[], bool] | None = None) -> Flow[Swept]:
+        """As `sweep`, as a flow, for drivers of other kinds."""
+        done = yield from ending.sweep(self._env, self._owner(), self._page(), stop)
         if self._handlers is not None:
-            await self.arun(self._handlers.watches.check(self._env.clock()))
+            yield from self._handlers.watches.check(self._env.clock())
         return self._swept(done)
 
     def sweeper(self, every: timedelta | float = 60.0) -> Sweeper:

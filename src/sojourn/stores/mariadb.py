@@ -31,14 +31,13 @@ from sojourn.stores.sql import (
     AsyncSqlStore,
     ConnectionLost,
     Dialect,
-    EngineSource,
     Pool,
     Row,
     Settings,
-    Source,
     SqlStore,
     Statement,
     Steps,
+    Wrapper,
     settings_of,
 )
 
@@ -268,7 +267,7 @@ class Mariadb(Dialect):
                 flush,
             )
         self.largest = int(packet)
-        if is_there and (yield from self._found()) == self.version:
+        if is_there and (yield from self.found()) == self.version:
             return
         lock = Statement(
             "SELECT get_lock(concat('sojourn.', md5(database())), @@innodb_lock_wait_timeout)",
@@ -278,7 +277,7 @@ class Mariadb(Dialect):
         if rows[0][0] != 1:
             raise StoreUnavailable("another process has been at the tables of Sojourn for too long")
         yield Statement(META), ()
-        found = yield from self._found()
+        found = yield from self.found()
         for number, migration in enumerate(self.migrations[found:], found + 1):
             for text in migration:
                 yield Statement(text), ()
@@ -306,17 +305,6 @@ class Mariadb(Dialect):
             )
         if faults:
             raise ConfigurationError("; ".join(faults))
-
-    def _found(self) -> Steps[int]:
-        """Return the version of the schema that is there, 0 for none."""
-        rows, _ = yield Statement("SELECT max(version) FROM sojourn_meta", rows=True), ()
-        found = rows[0][0] or 0
-        if found > self.version:
-            raise ConfigurationError(
-                f"the tables of Sojourn in MariaDB are of version {found}, and this release of "
-                f"Sojourn knows versions up to {self.version}: install the newer release"
-            )
-        return int(found)
 
 
 class PackedMariadb(Mariadb):
@@ -388,15 +376,12 @@ class MariadbStore(SqlStore):
         `timeout` is for people: give the engine `connect_args` with `read_timeout` and
         `write_timeout` of as many seconds.
         """
-        if engine.dialect.name not in ("mariadb", "mysql") or engine.dialect.driver != "pymysql":
-            raise ConfigurationError(
-                f"the engine is {engine.dialect.name}+{engine.dialect.driver}; MariadbStore takes "
-                "one made by create_engine('mariadb+pymysql://...')"
-            )
-        store = cls.__new__(cls)
-        source: Source = EngineSource(engine, lambda proxy: _OfEngine(proxy, timeout))
-        SqlStore.__init__(store, PackedMariadb(), source)
-        return store
+        return cls._of_engine(
+            engine,
+            PackedMariadb(),
+            lambda proxy: _OfEngine(proxy, timeout),
+            ("mariadb+pymysql", "mysql+pymysql"),
+        )
 
 
 class AsyncMariadbStore(AsyncSqlStore):
@@ -551,16 +536,13 @@ def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
     return StoreUnavailable(text, transient=code in _TRANSIENT)
 
 
-class _Connection:
+class _Connection(Wrapper):
     """A PyMySQL connection with one cursor that is used again and again."""
 
-    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+    __slots__ = ("_cursor",)
 
     def __init__(self, raw: Any, limit: float) -> None:
-        self.raw = raw
-        self.used = False
-        self.generation = 0
-        self._limit = limit
+        super().__init__(raw, limit)
         self._cursor = raw.cursor(pymysql.cursors.Cursor)
 
     def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
@@ -571,9 +553,9 @@ class _Connection:
         except pymysql.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 return _TAKEN
-            raise _unavailable(error, self._limit) from error
+            raise _unavailable(error, self.limit) from error
         except (pymysql.Error, OSError) as error:
-            raise _unavailable(error, self._limit) from error
+            raise _unavailable(error, self.limit) from error
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.Error, OSError):
@@ -595,40 +577,37 @@ class _OfEngine(_Connection):
                 self.raw.commit()
         except (pymysql.Error, OSError) as error:
             self._proxy.invalidate()
-            raise _unavailable(error, self._limit) from error
+            raise _unavailable(error, self.limit) from error
         self._proxy.close()
 
     def close(self) -> None:
         self._proxy.invalidate()
 
 
-class _AsyncConnection:
+class _AsyncConnection(Wrapper):
     """An asyncmy connection with one cursor; its statements are prepared by the server."""
 
-    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+    __slots__ = ("_cursor",)
 
     def __init__(self, raw: Any, limit: float) -> None:
-        self.raw = raw
-        self.used = False
-        self.generation = 0
-        self._limit = limit
+        super().__init__(raw, limit)
         self._cursor = raw.cursor()
 
     async def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
         cursor = self._cursor
         try:
-            async with asyncio.timeout(self._limit):
+            async with asyncio.timeout(self.limit):
                 await cursor.execute(statement.text, values or None)
             rows = await cursor.fetchall() if statement.rows else ()
             return rows, cursor.rowcount
         except TimeoutError:
-            raise StoreUnavailable(f"no answer from MariaDB in {self._limit:g} s") from None
+            raise StoreUnavailable(f"no answer from MariaDB in {self.limit:g} s") from None
         except asyncmy_errors.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 return _TAKEN
-            raise _unavailable(error, self._limit) from error
+            raise _unavailable(error, self.limit) from error
         except (asyncmy_errors.Error, OSError, EOFError) as error:
-            raise _unavailable(error, self._limit) from error
+            raise _unavailable(error, self.limit) from error
 
     def close(self) -> None:
         self.raw.close()

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import waiting
 from psycopg.conninfo import conninfo_to_dict
@@ -27,14 +28,13 @@ from sojourn.stores.sql import (
     AsyncSqlStore,
     ConnectionLost,
     Dialect,
-    EngineSource,
     Pool,
     Row,
     Settings,
-    Source,
     SqlStore,
     Statement,
     Steps,
+    Wrapper,
     settings_of,
 )
 
@@ -209,12 +209,12 @@ class Postgresql(Dialect):
             raise ConfigurationError(
                 f"the server is PostgreSQL {number // 10_000}; Sojourn needs 12 or newer"
             )
-        if is_there and (yield from self._found()) == self.version:
+        if is_there and (yield from self.found()) == self.version:
             return
         yield Statement("BEGIN"), ()
         yield Statement("SELECT pg_advisory_xact_lock(%s)", rows=True), (_LOCK,)
         yield Statement(META), ()
-        found = yield from self._found()
+        found = yield from self.found()
         for migration in self.migrations[found:]:
             yield Statement(migration), ()
         if found == 0:
@@ -222,17 +222,6 @@ class Postgresql(Dialect):
         else:
             yield Statement("UPDATE sojourn_meta SET version = %s"), (self.version,)
         yield Statement("COMMIT"), ()
-
-    def _found(self) -> Steps[int]:
-        """Return the version of the schema that is there, 0 for none."""
-        rows, _ = yield Statement("SELECT max(version) FROM sojourn_meta", rows=True), ()
-        found = rows[0][0] or 0
-        if found > self.version:
-            raise ConfigurationError(
-                f"the tables of Sojourn in PostgreSQL are of version {found}, and this release of "
-                f"Sojourn knows versions up to {self.version}: install the newer release"
-            )
-        return int(found)
 
 
 _PROMISES = Promises(
@@ -284,16 +273,12 @@ class PostgresqlStore(SqlStore):
         cls, engine: Any, *, timeout: float = 3.0, relaxed_touches: bool = False
     ) -> PostgresqlStore:
         """Make a store on the connections of a SQLAlchemy engine (`postgresql+psycopg`)."""
-        if (engine.dialect.name, engine.dialect.driver) != ("postgresql", "psycopg"):
-            raise ConfigurationError(
-                f"the engine is {engine.dialect.name}+{engine.dialect.driver}; "
-                "PostgresqlStore takes a blocking one made by create_engine('postgresql+psycopg:"
-                "//...')"
-            )
-        store = cls.__new__(cls)
-        source: Source = EngineSource(engine, lambda proxy: _OfEngine(proxy, timeout))
-        SqlStore.__init__(store, Postgresql(relaxed_touches), source)
-        return store
+        return cls._of_engine(
+            engine,
+            Postgresql(relaxed_touches),
+            lambda proxy: _OfEngine(proxy, timeout),
+            ("postgresql+psycopg",),
+        )
 
 
 class AsyncPostgresqlStore(AsyncSqlStore):
@@ -336,12 +321,7 @@ def from_url(url: str) -> PostgresqlStore:
         except psycopg.Error as error:
             raise _cannot_connect(arguments, error) from error
 
-    return PostgresqlStore(
-        connect,
-        timeout=settings.timeout,
-        pool_size=settings.pool_size,
-        relaxed_touches=settings.relaxed_touches,
-    )
+    return PostgresqlStore(connect, **msgspec.structs.asdict(settings))
 
 
 def afrom_url(url: str) -> AsyncPostgresqlStore:
@@ -354,12 +334,7 @@ def afrom_url(url: str) -> AsyncPostgresqlStore:
         except psycopg.Error as error:
             raise _cannot_connect(arguments, error) from error
 
-    return AsyncPostgresqlStore(
-        connect,
-        timeout=settings.timeout,
-        pool_size=settings.pool_size,
-        relaxed_touches=settings.relaxed_touches,
-    )
+    return AsyncPostgresqlStore(connect, **msgspec.structs.asdict(settings))
 
 
 def _arguments(url: str) -> tuple[dict[str, Any], Settings]:
@@ -475,19 +450,16 @@ def _adapt(cursor: Any) -> None:
     cursor.adapters.register_dumper(int, Int8BinaryDumper)
 
 
-class _Connection:
+class _Connection(Wrapper):
     """A psycopg connection with one cursor that is used again and again.
 
     Neither depends on the row factory or the cursor class that the connection was made with.
     """
 
-    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+    __slots__ = ("_cursor",)
 
     def __init__(self, raw: Any, limit: float) -> None:
-        self.raw = raw
-        self.used = False
-        self.generation = 0
-        self._limit = limit
+        super().__init__(raw, limit)
         raw.wait = functools.partial(_wait, weakref.ref(raw), limit)
         self._cursor: psycopg.Cursor[TupleRow] = psycopg.Cursor(raw, row_factory=tuple_row)
         self._cursor.format = psycopg.pq.Format.BINARY
@@ -507,7 +479,7 @@ class _Connection:
         except psycopg.Error as error:
             raise _unavailable(error, self.raw) from error
         except _TooSlow:
-            raise _too_slow(self.raw, self._limit) from None
+            raise _too_slow(self.raw, self.limit) from None
 
     def close(self) -> None:
         self.raw.pgconn.finish()
@@ -534,16 +506,13 @@ class _OfEngine(_Connection):
         self._proxy.invalidate()
 
 
-class _AsyncConnection:
+class _AsyncConnection(Wrapper):
     """As `_Connection`."""
 
-    __slots__ = ("_cursor", "_limit", "generation", "raw", "used")
+    __slots__ = ("_cursor",)
 
     def __init__(self, raw: Any, limit: float) -> None:
-        self.raw = raw
-        self.used = False
-        self.generation = 0
-        self._limit = limit
+        super().__init__(raw, limit)
         raw.wait = functools.partial(_await, weakref.ref(raw), limit)
         self._cursor: psycopg.AsyncCursor[TupleRow] = psycopg.AsyncCursor(
             raw, row_factory=tuple_row
@@ -564,7 +533,7 @@ class _AsyncConnection:
         except psycopg.Error as error:
             raise _unavailable(error, self.raw) from error
         except _TooSlow:
-            raise _too_slow(self.raw, self._limit) from None
+            raise _too_slow(self.raw, self.limit) from None
 
     def close(self) -> None:
         self.raw.pgconn.finish()

@@ -19,7 +19,7 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
@@ -44,6 +44,7 @@ __all__ = [
     "SqlStore",
     "Statement",
     "Steps",
+    "Wrapper",
     "settings_of",
 ]
 
@@ -131,6 +132,20 @@ class Dialect:
         Raises `ConfigurationError` where the database is too old or its schema is newer.
         """
         raise NotImplementedError
+
+    def found(self) -> Steps[int]:
+        """Return the version of the schema that is there, 0 for none; `sojourn_meta` is there.
+
+        Raises `ConfigurationError` where it is newer than what this release knows.
+        """
+        rows, _ = yield Statement("SELECT max(version) FROM sojourn_meta", rows=True), ()
+        found = int(rows[0][0] or 0)
+        if found > self.version:
+            raise ConfigurationError(
+                f"the tables of Sojourn in {self.name} are of version {found}, and this release "
+                f"of Sojourn knows versions up to {self.version}: install the newer release"
+            )
+        return found
 
     def page(self, now: float, lease: float, limit: int) -> Steps[tuple[list[Record], int]]:
         """Claim from one page of what is due; return that, and how many rows were looked at."""
@@ -310,8 +325,22 @@ class AsyncConnection(Protocol):
         ...
 
 
+class Wrapper:
+    """What our connections have, of whatever driver and colour."""
+
+    __slots__ = ("generation", "limit", "raw", "used")
+
+    def __init__(self, raw: Any, limit: float) -> None:
+        """Take the driver's connection; `limit`: seconds that it may take for a statement."""
+        self.raw = raw
+        self.limit = limit
+        self.used = False
+        self.generation = 0
+
+
 C = TypeVar("C", bound=Connection)
 A = TypeVar("A", bound=AsyncConnection)
+P = TypeVar("P", bound=Connection | AsyncConnection)
 
 
 class Source(Protocol):
@@ -358,16 +387,51 @@ class AsyncSource(Protocol):
         ...
 
 
-class SqlStore:
-    """A blocking store on a SQL database; the modules for the databases have `from_url`."""
+S = TypeVar("S", Source, AsyncSource)
+
+
+class _Parts(Generic[S]):
+    """What stores of both colours have."""
 
     promises: Promises
 
-    def __init__(self, dialect: Dialect, source: Source) -> None:
+    def __init__(self, dialect: Dialect, source: S) -> None:
         """Keep the parts; nothing is opened before the first call."""
         self._dialect = dialect
-        self._source = source
+        self._source: S = source
         self._ready = False
+
+    def _failed(self, error: BaseException, connection: Any, fresh: bool) -> None:
+        """Drop a connection; return where a new one may help, else raise the error again."""
+        used = connection.used
+        self._source.drop(connection)
+        if not isinstance(error, ConnectionLost) or fresh or not used:
+            raise
+        # Whatever cut this one has most likely cut all that were idle with it.
+        self._source.clear()
+
+
+class SqlStore(_Parts[Source]):
+    """A blocking store on a SQL database; the modules for the databases have `from_url`."""
+
+    @classmethod
+    def _of_engine(
+        cls,
+        engine: Any,
+        dialect: Dialect,
+        wrap: Callable[[Any], Connection],
+        allowed: tuple[str, ...],
+    ) -> Self:
+        """Make a store on the connections of a SQLAlchemy engine of one of the `allowed` kinds."""
+        kind = f"{engine.dialect.name}+{engine.dialect.driver}"
+        if kind not in allowed:
+            raise ConfigurationError(
+                f"the engine is {kind}; {cls.__name__} takes a blocking one made by "
+                f"create_engine('{allowed[0]}://...')"
+            )
+        store = cls.__new__(cls)
+        SqlStore.__init__(store, dialect, EngineSource(engine, wrap))
+        return store
 
     def load(self, sid: str) -> Record | None:
         """As `Store.load`."""
@@ -455,32 +519,16 @@ class SqlStore:
                     _drive(self._dialect.prepare(), connection)
                     self._ready = True
                 answer = _drive(verb(*args), connection)
-            except ConnectionLost:
-                used = connection.used
-                self._source.drop(connection)
-                if fresh or not used:
-                    raise
-                # Whatever cut this one has most likely cut all that were idle with it.
-                self._source.clear()
+            except BaseException as error:
+                self._failed(error, connection, fresh)
                 fresh = True
                 continue
-            except BaseException:
-                self._source.drop(connection)
-                raise
             self._source.give(connection)
             return answer
 
 
-class AsyncSqlStore:
+class AsyncSqlStore(_Parts[AsyncSource]):
     """An asynchronous store on a SQL database; the modules for the databases have `afrom_url`."""
-
-    promises: Promises
-
-    def __init__(self, dialect: Dialect, source: AsyncSource) -> None:
-        """Keep the parts; nothing is opened before the first call."""
-        self._dialect = dialect
-        self._source = source
-        self._ready = False
 
     async def load(self, sid: str) -> Record | None:
         """As `Store.load`."""
@@ -555,17 +603,10 @@ class AsyncSqlStore:
                     await _adrive(self._dialect.prepare(), connection)
                     self._ready = True
                 answer = await _adrive(verb(*args), connection)
-            except ConnectionLost:
-                used = connection.used
-                self._source.drop(connection)
-                if fresh or not used:
-                    raise
-                self._source.clear()
+            except BaseException as error:
+                self._failed(error, connection, fresh)
                 fresh = True
                 continue
-            except BaseException:
-                self._source.drop(connection)
-                raise
             self._source.give(connection)
             return answer
 
@@ -606,18 +647,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Pool(Generic[C]):
-    """Connections for threads: the one used last is the first to be used again.
+class _Idle(Generic[P]):
+    """The connections of all threads, or of one event loop."""
+
+    def __init__(self, free: Any) -> None:
+        self.connections: list[P] = []
+        self.free = free
+
+
+class _Pooled(Generic[P]):
+    """What pools of both colours have: the connection used last is the first to be used again.
 
     Why not the pool of each driver: a request needs a few hundred nanoseconds of this, and it has
     to behave in the same way for all databases when a server restarts or a process forks.
     """
 
-    def __init__(self, connect: Callable[[], C], size: int, timeout: float) -> None:
+    def __init__(self, connect: Callable[[], Any], size: int, timeout: float) -> None:
         """Make an empty pool.
 
         Args:
-            connect: opens a connection; raises `StoreUnavailable`.
+            connect: opens a connection, in `AsyncPool` an awaitable one; raises
+                `StoreUnavailable`.
             size: how many there are at most at one time.
             timeout: seconds to wait for one to come free.
         """
@@ -625,51 +675,74 @@ class Pool(Generic[C]):
         self._size = size
         self._timeout = timeout
         self._generation = 0
-        self._idle: list[C] = []
-        self._free = threading.Semaphore(size)
-        self._parents: list[list[C]] = []
-        _pools.add(self)
 
-    def take(self, fresh: bool = False) -> C:
-        """As `Source.take`."""
-        if not self._free.acquire(timeout=self._timeout):
-            raise _all_in_use(self._size, self._timeout)
-        try:
-            if not fresh:
-                try:
-                    return self._idle.pop()  # atomic: two threads never get the same
-                except IndexError:
-                    pass
-            generation = self._generation
-            connection = self._connect()
-            connection.generation = generation
-        except BaseException:
-            self._free.release()
-            raise
-        return connection
+    def _mine(self) -> _Idle[P]:
+        """Return those that the caller may use."""
+        raise NotImplementedError
 
-    def give(self, connection: C) -> None:
+    def give(self, connection: P) -> None:
         """As `Source.give`."""
+        mine = self._mine()
         connection.used = True
         if connection.generation == self._generation:
-            self._idle.append(connection)
+            mine.connections.append(connection)
         else:
             connection.close()
-        self._free.release()
+        mine.free.release()
 
-    def drop(self, connection: C) -> None:
+    def drop(self, connection: P) -> None:
         """As `Source.drop`."""
         try:
             connection.close()
         finally:
-            self._free.release()
+            self._mine().free.release()
 
     def clear(self) -> None:
-        """As `Source.clear`."""
+        """As `Source.clear`; where others may use others, they find out by themselves."""
         self._generation += 1
-        while self._idle:
+        idle = self._mine().connections
+        while idle:
             with contextlib.suppress(IndexError):
-                self._idle.pop().close()
+                idle.pop().close()
+
+    def _all_in_use(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"all {self._size} connections were in use for {self._timeout:g} s; raise pool_size, "
+            "or look for what keeps the database busy"
+        )
+
+
+class Pool(_Pooled[C]):
+    """Connections for threads."""
+
+    def __init__(self, connect: Callable[[], C], size: int, timeout: float) -> None:
+        """As `_Pooled`."""
+        super().__init__(connect, size, timeout)
+        self._own: _Idle[C] = _Idle(threading.Semaphore(size))
+        self._parents: list[_Idle[C]] = []
+        _pools.add(self)
+
+    def _mine(self) -> _Idle[C]:
+        return self._own
+
+    def take(self, fresh: bool = False) -> C:
+        """As `Source.take`."""
+        own = self._own
+        if not own.free.acquire(timeout=self._timeout):
+            raise self._all_in_use()
+        try:
+            if not fresh:
+                try:
+                    return own.connections.pop()  # atomic: two threads never get the same
+                except IndexError:
+                    pass
+            generation = self._generation
+            connection: C = self._connect()
+            connection.generation = generation
+        except BaseException:
+            own.free.release()
+            raise
+        return connection
 
     def forget(self) -> None:
         """In a forked child: leave the parent's connections alone, and start empty.
@@ -677,30 +750,28 @@ class Pool(Generic[C]):
         They are kept, because to close them, or to let them be collected, could say good-bye on a
         socket that the parent still uses.
         """
-        self._parents.append(self._idle)
-        self._idle = []
+        self._parents.append(self._own)
+        self._own = _Idle(threading.Semaphore(self._size))
         self._generation += 1
-        self._free = threading.Semaphore(self._size)
 
 
-class _OfLoop(Generic[A]):
-    """The connections of one event loop."""
-
-    def __init__(self, size: int) -> None:
-        self.idle: list[A] = []
-        self.free = asyncio.Semaphore(size)
-
-
-class AsyncPool(Generic[A]):
+class AsyncPool(_Pooled[A]):
     """Connections for tasks; those of one event loop are never used on another."""
 
     def __init__(self, connect: Callable[[], Any], size: int, timeout: float) -> None:
-        """As `Pool`; `connect` returns an awaitable."""
-        self._connect = connect
-        self._size = size
-        self._timeout = timeout
-        self._generation = 0
-        self._loops: dict[asyncio.AbstractEventLoop, _OfLoop[A]] = {}
+        """As `_Pooled`."""
+        super().__init__(connect, size, timeout)
+        self._loops: dict[asyncio.AbstractEventLoop, _Idle[A]] = {}
+
+    def _mine(self) -> _Idle[A]:
+        loop = asyncio.get_running_loop()
+        mine = self._loops.get(loop)
+        if mine is None:
+            # A weak dictionary would never forget a loop: its connections refer to it.
+            for other in [other for other in self._loops if other.is_closed()]:
+                del self._loops[other]
+            mine = self._loops[loop] = _Idle(asyncio.Semaphore(self._size))
+        return mine
 
     async def take(self, fresh: bool = False) -> A:
         """As `Source.take`."""
@@ -710,12 +781,12 @@ class AsyncPool(Generic[A]):
                 async with asyncio.timeout(self._timeout):
                     await mine.free.acquire()
             except TimeoutError:
-                raise _all_in_use(self._size, self._timeout) from None
+                raise self._all_in_use() from None
         else:
             await mine.free.acquire()
         try:
-            if mine.idle and not fresh:
-                return mine.idle.pop()
+            if mine.connections and not fresh:
+                return mine.connections.pop()
             generation = self._generation
             connection: A = await self._connect()
             connection.generation = generation
@@ -724,46 +795,12 @@ class AsyncPool(Generic[A]):
             raise
         return connection
 
-    def give(self, connection: A) -> None:
-        """As `Source.give`."""
-        mine = self._mine()
-        connection.used = True
-        if connection.generation == self._generation:
-            mine.idle.append(connection)
-        else:
-            connection.close()
-        mine.free.release()
-
-    def drop(self, connection: A) -> None:
-        """As `Source.drop`."""
-        try:
-            connection.close()
-        finally:
-            self._mine().free.release()
-
-    def clear(self) -> None:
-        """As `Source.clear`, for this loop; other loops find out by themselves."""
-        self._generation += 1
-        mine = self._mine()
-        while mine.idle:
-            mine.idle.pop().close()
-
     async def close(self) -> None:
         """As `AsyncSource.close`."""
         self._generation += 1
-        mine = self._mine()
-        while mine.idle:
-            await mine.idle.pop().quit()
-
-    def _mine(self) -> _OfLoop[A]:
-        loop = asyncio.get_running_loop()
-        mine = self._loops.get(loop)
-        if mine is None:
-            # A weak dictionary would never forget a loop: its connections refer to it.
-            for other in [other for other in self._loops if other.is_closed()]:
-                del self._loops[other]
-            mine = self._loops[loop] = _OfLoop(self._size)
-        return mine
+        idle = self._mine().connections
+        while idle:
+            await idle.pop().quit()
 
 
 class EngineSource:
@@ -803,13 +840,6 @@ class EngineSource:
 
     def clear(self) -> None:
         """Do nothing: the engine belongs to the application."""
-
-
-def _all_in_use(size: int, timeout: float) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"all {size} connections were in use for {timeout:g} s; raise pool_size, or look for what "
-        "keeps the database busy"
-    )
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep on this event loop until the task is cancelled."""
         while True:
-            await asyncio.sleep(self._pause())
+            await asyncio.sleep(self.pause())
             try:
                 await self._sessions.asweep()
             except SojournError as error:
@@ -82,7 +82,7 @@ class Sweeper:
                 log.exception(_LATER, error)
 
     def _loop(self) -> None:
-        while not self._stop.wait(self._pause()):
+        while not self._stop.wait(self.pause()):
             try:
                 self._sessions.sweep(stop=self._stop.is_set)
             except SojournError as error:
@@ -91,5 +91,6 @@ class Sweeper:
                 # A handler that calls sys.exit() ends a thread, which would end all sweeps.
                 log.exception(_LATER, error)
 
-    def _pause(self) -> float:
+    def pause(self) -> float:
+        """Return how many seconds to wait until the next sweep."""
         return self._every * random.uniform(0.9, 1.1)

@@ -319,7 +319,7 @@ def test_an_interval_that_cannot_be(sessions: SessionManager, every: Any) -> Non
 def test_intervals_are_not_in_step(sessions: SessionManager) -> None:
     """The pauses vary by a tenth each way."""
     sweeper = Sweeper(sessions, 60)
-    pauses = [sweeper._pause() for _ in range(1000)]
+    pauses = [sweeper.pause() for _ in range(1000)]
 
     assert 54 <= min(pauses) < 56
     assert 64 < max(pauses) <= 66

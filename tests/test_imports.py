@@ -47,6 +47,7 @@ GOES_BY = {
     "psycopg": {"postgresql"},
     "psycopg_pool": {"postgresql"},
     "pymysql": {"mariadb"},
+    "pyramid_debugtoolbar": {"pyramid"},
     "rich": {"cli"},
     "sqlite3": {"sqlite"},
     "txredisapi": {"twisted"},

@@ -371,6 +371,8 @@ def test_every_name_of_a_session_is_tried() -> None:
         *("__module__", "__doc__", "__slots__", "__init__", "__getattr__", "__reduce__"),
         *("__repr__", "__weakref__", "__abstractmethods__", "__parameters__", "__annotations__"),
         *("__static_attributes__", "__firstlineno__", "__orig_bases__", "__hash__"),
+        # What zope.interface notes of a class.
+        *("__implemented__", "__provides__", "__providedBy__"),
     }
     public = {name for name in dir(Session) if not name.startswith("_")}
 

@@ -1,0 +1,213 @@
+"""One request: what is done with its session, and when.
+
+Pyramid runs, in this order: views and tweens, response callbacks, subscribers of `NewResponse`,
+finished callbacks; then the server asks for head and body. So the session is committed in a
+response callback, and again in a finished callback, if something was changed in between. That is
+before the head leaves. What the body changes while it is produced is committed at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pyramid.response import FileIter
+
+from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
+from sojourn.manager import SessionManager
+from sojourn.web.failure import NOT_COMMITTED, failure_of, too_late
+from sojourn.web.headers import with_session
+from sojourn.web.pyramid.old_cookie import Taken
+from sojourn.web.pyramid.session import Session
+
+__all__ = ["Visit", "refuse"]
+
+log = logging.getLogger("sojourn")
+
+
+class Visit:
+    """Commits the session of one request."""
+
+    # No slots: most requests never set what has a default here.
+    response: Any = None
+    """The answer, once there is one and until the server has it."""
+    broken = False
+    """What the request did is not to be kept, or there is nothing more to keep."""
+
+    def __init__(
+        self,
+        sessions: SessionManager,
+        session: Session,
+        environ: dict[str, Any],
+        set_on_exception: bool | None,
+        taken: Taken | None,
+    ) -> None:
+        """Take charge of a session.
+
+        Args:
+            sessions: its manager.
+            session: of the request.
+            environ: of the request.
+            set_on_exception: see `SessionFactory`.
+            taken: the old cookie that its session may come from.
+        """
+        self.sessions = sessions
+        self.session = session
+        self.environ = environ
+        self.set_on_exception = set_on_exception
+        self.taken = taken
+        # What the first commit has added to the head, and a second one may say anew.
+        self._added: list[tuple[str, str]] = []
+
+    def respond(self, request: Any, response: Any) -> None:
+        """Commit, and set the cookie: a response callback."""
+        self.response = response
+        session, status = self.session, response.status_int
+        if session.failure is not None and status >= 500 and not session._refused:
+            # An error page was made out of the store's failure.
+            self._refuse(session.failure)
+        if session._refused:
+            self.broken = True
+            return
+        self.broken = not self._keeps(getattr(request, "exception", None), status)
+        self._commit()
+
+    def _keeps(self, exception: object, status: int) -> bool:
+        if exception is not None and self.set_on_exception is not None:
+            return self.set_on_exception
+        return status < 500 or self.sessions.commit_on_error
+
+    def finish(self, request: Any) -> None:
+        """Commit what was changed since, and watch the body: a finished callback."""
+        response = self.response
+        if response is None:
+            # An unhandled exception: there is no answer of the application.
+            self.broke()
+        elif not self.broken:
+            self._commit()
+            if not self.broken and not _is_whole(response.app_iter, self.environ):
+                # To set a body takes the length away.
+                headers = response.headerlist
+                response.app_iter = _Body(self, response.app_iter)
+                response.headerlist = headers
+        self.response = None
+
+    def _commit(self) -> None:
+        session, sessions, response = self.session, self.sessions, self.response
+        if not session.loaded and session.failure is None:
+            return
+        taken = None if self.broken else self.taken
+        try:
+            if taken is not None:
+                taken.renew(session)
+            done = NOT_COMMITTED if self.broken else sessions.commit(session)
+        except (StoreUnavailable, Conflict, TooManySessions) as error:
+            self._refuse(error)
+            return
+        if done.dropped == "store":
+            # It goes on without; to try again at the end would only wait again.
+            self.broken = True
+        https = self.environ.get("wsgi.url_scheme") == "https"
+        plain = [header for header in response.headerlist if header not in self._added]
+        headers = with_session(plain, done, sessions.cookie, https)
+        if taken is not None and taken.removal:
+            headers.append(("Set-Cookie", taken.removal))
+        self._added = [
+            header
+            for header in headers
+            if header[0] in ("Set-Cookie", "Clear-Site-Data") and header not in plain
+        ]
+        response.headerlist = headers
+
+    def _refuse(self, error: BaseException) -> None:
+        refuse(self.session, self.response, error, self._where())
+        self.broken = True
+
+    def _where(self) -> str:
+        get = self.environ.get
+        return f"{get('REQUEST_METHOD')} {get('PATH_INFO', '')!r}"
+
+    # After the head.
+
+    def broke(self) -> None:
+        """Keep what was done nevertheless where the operator wants that; and no more later."""
+        if not self.broken and self.sessions.commit_on_error and not self.session._refused:
+            self.end()
+        self.broken = True
+
+    def end(self) -> None:
+        """Commit what was changed without a new head; a failure can only be logged."""
+        if self.broken or not self.session.loaded:
+            return
+        try:
+            done = self.sessions.commit(self.session, late=True)
+        except SojournError as error:
+            log.error("%s: what the body changed is lost: %s", self._where(), error)
+            return
+        lost = too_late(done)
+        if lost:
+            log.error("%s: %s", self._where(), lost)
+
+
+def refuse(session: Session, response: Any, error: BaseException, where: str) -> None:
+    """Make an answer of ours out of a response.
+
+    In its place: whoever holds a response when its callbacks run cannot be given another one.
+    """
+    log.error("%s: %s", where, error)
+    number, reason, headers, body = failure_of(error)
+    # Or it would hold the frames that hold the session that holds it.
+    _forget_frames(error)
+    close = getattr(response.app_iter, "close", None)
+    if close is not None:
+        close()
+    response.status = f"{number} {reason}"
+    response.app_iter = [body]
+    response.headerlist = headers
+    session._refused = True
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__
+
+
+def _is_whole(body: Any, environ: dict[str, Any]) -> bool:
+    """Tell whether nothing of the application runs while the server reads a body."""
+    if type(body) in (list, tuple, FileIter):
+        return True
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(body, wrapper)
+
+
+class _Body:
+    """A body that is produced bit by bit, while the session may be changed."""
+
+    __slots__ = ("_chunks", "_close", "_visit")
+
+    def __init__(self, visit: Visit, body: Iterable[bytes]) -> None:
+        self._visit = visit
+        self._chunks = iter(body)
+        self._close = getattr(body, "close", None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._visit.broke()
+            raise
+
+    def close(self) -> None:
+        """Called by the server at the end, also when the client has gone."""
+        try:
+            if self._close is not None:
+                self._close()
+        finally:
+            self._visit.end()

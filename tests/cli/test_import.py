@@ -269,9 +269,61 @@ def test_errors_are_one_line(directory: Path, arguments: tuple[str, ...], words:
     assert "Traceback" not in done.output
 
 
-def test_sessions_that_are_mappings(directory: Path, url: str) -> None:
-    """Session3's DictSession keeps its keys apart from its attributes."""
-    session_id = write_session(directory, name=DICT_SESSION, user="alice", data={"theme": "dark"})
-    imported(directory, "--store", url)
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(DICT_SESSION, ()), ("shop.Session", ("--allow", "shop.Session", "--dict"))],
+)
+def test_sessions_that_are_mappings(
+    directory: Path, url: str, name: str, how: tuple[str, ...]
+) -> None:
+    """Session3's DictSession keeps its keys apart from its attributes; so does ours."""
+    data = {"theme": "dark", "user": "a key"}
+    session_id = write_session(directory, name=name, user="alice", data=data, theme="light")
+    done = imported(directory, "--store", url, *how)
 
-    assert opened(url, session_id)["data"] == {"theme": "dark"}
+    assert done.exit_code == 0, done.output
+    assert dict(opened(url, session_id)) == {"theme": "dark", "user": "a key", ".theme": "light"}
+    assert opened(url, session_id).user == "alice"
+
+
+@pytest.mark.parametrize(
+    ("user", "wanted"), [("alice", "alice"), (42, "42"), (None, None), ("", None), (0, "0")]
+)
+def test_users(directory: Path, url: str, user: object, wanted: str | None) -> None:
+    """Ids are text; whoever was nobody stays nobody."""
+    session_id = write_session(directory, user=user, counter=1)
+    done = imported(directory, "--store", url)
+
+    assert done.exit_code == 0, done.output
+    session = opened(url, session_id)
+    assert (session.user, dict(session)) == (wanted, {"counter": 1})
+
+
+def test_users_that_are_objects(directory: Path, url: str) -> None:
+    """Which of their attributes is the id has to be said; the rest is kept beside it."""
+    session_id = new_id()
+    with classes_named("shop.User", "session3.Session.Session") as (kind, plain):
+        user = as_object(kind, name="alice", admin=False)
+        session = as_object(plain, id=session_id, user=user)
+        (directory / session_id).write_bytes(pickle.dumps(session, 4))
+    refused = imported(directory, "--store", url, "--allow", "shop.User")
+    done = imported(directory, "--store", url, "--allow", "shop.User", "--user-id", "name")
+
+    assert refused.exit_code == 1
+    assert "name the attribute that is the user's id by --user-id (it has name, admin)" in (
+        refused.output
+    )
+    assert done.exit_code == 0, done.output
+    assert opened(url, session_id).user == "alice"
+    assert opened(url, session_id)["user"] == {"name": "alice", "admin": False}
+
+
+@pytest.mark.parametrize("user", ["x" * 256, "a\0b", "\udc80", ["alice"], 1.5])
+def test_users_that_no_session_can_have(directory: Path, url: str, user: object) -> None:
+    """They are refused, each with its reason; not one is logged in as somebody else."""
+    write_session(directory, user=user)
+    done = imported(directory, "--store", url)
+
+    assert done.exit_code == 1
+    assert "a user is a str of 1 to 255 characters" in done.output
+    assert SessionManager(url).count() == 0

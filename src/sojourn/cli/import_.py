@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.markup import escape
 
 from sojourn.cli.copy import bar, speaking
 from sojourn.cli.sweep import load_sessions
+from sojourn.core.record import Client
 from sojourn.errors import ConfigurationError, InvalidValue
 from sojourn.manager import SessionManager
 from sojourn.web import session3 as old
@@ -41,7 +44,21 @@ def import_group() -> None:
     metavar="MODULE.CLASS",
     help="A class of yours that sessions are of, or hold. May be given many times.",
 )
-def session3(directory: str, store: str | None, name: str | None, allow: tuple[str, ...]) -> None:
+@click.option(
+    "--user-id",
+    default="",
+    metavar="NAME",
+    help="Where the user of a session is an object: its attribute that is the id.",
+)
+@click.option("--dict", "mapping", is_flag=True, help="Your sessions are of a kind of DictSession.")
+def session3(
+    directory: str,
+    store: str | None,
+    name: str | None,
+    allow: tuple[str, ...],
+    user_id: str,
+    mapping: bool,
+) -> None:
     """Take over the sessions in a directory of Session3's.
 
     Its files are pickles. No code in them runs, and no class of yours is imported: an object
@@ -60,7 +77,8 @@ def session3(directory: str, store: str | None, name: str | None, allow: tuple[s
     with speaking():
         sessions = load_sessions(name) if name is not None else SessionManager(store or "")
         try:
-            done = _take_over(console, directory, sessions, {*old.ALLOWED, *allow})
+            taking = functools.partial(old.taken_over, mapping=mapping, user_id=user_id)
+            done = _take_over(console, directory, sessions, {*old.ALLOWED, *allow}, taking)
         finally:
             sessions.close()
     _report(console, done, sessions)
@@ -79,7 +97,11 @@ class _Done(NamedTuple):
 
 
 def _take_over(
-    console: Console, directory: str, sessions: SessionManager, allowed: set[str]
+    console: Console,
+    directory: str,
+    sessions: SessionManager,
+    allowed: set[str],
+    taking: Callable[[old.Found], tuple[dict[str, Any], str | None, Client]],
 ) -> _Done:
     promises = sessions.store.promises
     if promises.survives == "nothing" or not promises.revokes:
@@ -99,7 +121,7 @@ def _take_over(
                 continue
             try:
                 found = old.session_in(old.read(directory, name), name, allowed)
-                values, user, client = old.taken_over(found)
+                values, user, client = taking(found)
                 new = sessions.adopt(token, values, user=user, client=client)
             except (old.Refused, InvalidValue) as error:
                 done.refused.append((name, str(error)))

@@ -19,8 +19,10 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from sojourn.core.adopting import token_of
+from sojourn.core.codec import is_text
 from sojourn.core.record import Client
 from sojourn.core.token import Token
+from sojourn.errors import InvalidValue
 
 __all__ = [
     "ALLOWED",
@@ -33,14 +35,19 @@ __all__ = [
     "token_of_id",
 ]
 
+_DICT_SESSION = "session3.DictSession.DictSession"
 ALLOWED = (
     "session3.Session.Session",
-    "session3.DictSession.DictSession",
+    _DICT_SESSION,
     "quixote.session.Session",
 )
 """Classes that need no permission: they come with Session3 and Quixote."""
 
-_is_id = re.compile(r"[A-Za-z0-9_-]{11}").fullmatch
+# Those of Session3 have 64 bits, those of Quixote's own managers 128.
+_is_id = re.compile(r"[A-Za-z0-9_-]{11}(?:[A-Za-z0-9_-]{11})?").fullmatch
+_NOT_VALUES = {"id", "user", "_creation_time", "_access_time", "_remote_address"}
+# Of forms that were shown before: tokens are made another way now.
+_NOT_VALUES |= {"_form_tokens", "_csrf_token"}
 MAX_FILE = 16 * 1024 * 1024
 """Bytes; a larger file is no session that anybody could keep."""
 MAX_PARTS = 1_000_000
@@ -144,15 +151,50 @@ def session_in(data: bytes, name: str, allowed: Collection[str]) -> Found:
     return Found(found.name, attributes)
 
 
-def taken_over(found: Found) -> tuple[dict[str, Any], str | None, Client]:
-    """Return a session's values, its user and its client as a session of ours has them."""
-    values = dict(found.attributes)
-    for name in ("id", "_creation_time", "_access_time"):
-        values.pop(name, None)
-    address = values.pop("_remote_address", "")
-    user = values.pop("user", None)
-    client = Client(address if type(address) is str and address.isprintable() else "")
-    return values, user, client
+def taken_over(
+    found: Found, mapping: bool = False, user_id: str = ""
+) -> tuple[dict[str, Any], str | None, Client]:
+    """Return values, user and client as `sojourn.web.quixote` keeps them.
+
+    Args:
+        found: the session.
+        mapping: it is a `DictSession`, also where its class is another one.
+        user_id: the attribute of a user that is its id, where users are objects.
+
+    Raises:
+        InvalidValue: its user has no id that a session can keep.
+    """
+    attributes = found.attributes
+    user = attributes.get("user")
+    values: dict[str, Any] = {}
+    prefix = ""
+    if mapping or found.name == _DICT_SESSION:
+        # Keys and attributes are apart: see `sojourn.web.quixote.DictSession`.
+        prefix = "."
+        values.update(attributes.get("data", ()))
+    for name, value in attributes.items():
+        if name not in _NOT_VALUES and not (prefix and name == "data"):
+            values[prefix + name] = value
+    if type(user) is dict:
+        values[prefix + "user"] = user
+        if user_id not in user:
+            raise InvalidValue(
+                "its user is an object; name the attribute that is the user's id by --user-id"
+                + (f" (it has {', '.join(map(str, user))})" if user else "")
+            )
+        user = user[user_id]
+    if type(user) is int:
+        user = str(user)
+    if not user:
+        user = None
+    elif type(user) is not str or len(user) > 255 or "\0" in user or not is_text(user):
+        raise InvalidValue(
+            f"its user is {user!r:.80}; a user is a str of 1 to 255 characters without NUL"
+        )
+    address = attributes.get("_remote_address")
+    if type(address) is not str or not address.isprintable():
+        address = ""
+    return values, user, Client(address[:100])
 
 
 class _Object:

@@ -25,7 +25,7 @@ Page = Callable[[], Any]
 class Root(Directory):
     """One page, which is the test's."""
 
-    _q_exports = [""]
+    _q_exports = ("",)
     page: Page
 
     def _q_index(self) -> Any:

@@ -25,21 +25,29 @@ class _Told:
     """
 
     sojourn: tuple[Committed | None, CookieSettings, bool]
-    sojourn_end: Callable[[], object] | None
+    sojourn_end: Callable[[], object]
+    sojourn_wsgi: bool
+
+    def enable_transfer_chunked(self) -> None:
+        """Leave it to a WSGI server how the body is sent (PEP 3333)."""
+        if not self.sojourn_wsgi:
+            super().enable_transfer_chunked()  # type: ignore[misc]
 
     def generate_headers(self) -> list[tuple[str, str]]:
         """Return all headers, those of the session too."""
         headers = list(super().generate_headers())  # type: ignore[misc]
+        if self.sojourn_wsgi:
+            # Of a stream Quixote says that the connection is closed; servers refuse to be told.
+            headers = [header for header in headers if header[0].lower() != "connection"]
         done, cookie, https = self.sojourn
         return headers if done is None else with_session(headers, done, cookie, https)
 
     def generate_body_chunks(self) -> Any:
         """Return the body; at the end of a stream its changes are committed."""
         chunks = super().generate_body_chunks()  # type: ignore[misc]
-        end = self.sojourn_end
-        if end is None or not isinstance(self.body, Stream):  # type: ignore[attr-defined]
-            return chunks
-        return _to_the_end(chunks, end)
+        if isinstance(self.body, Stream):  # type: ignore[attr-defined]
+            return _to_the_end(chunks, self.sojourn_end)
+        return chunks
 
 
 def _to_the_end(chunks: Iterator[bytes], end: Callable[[], object]) -> Iterator[bytes]:
@@ -62,7 +70,8 @@ def tell(
     done: Committed | None,
     cookie: CookieSettings,
     https: bool,
-    end: Callable[[], object] | None = None,
+    end: Callable[[], object],
+    wsgi: bool,
 ) -> None:
     """Let a response tell the browser of a commit.
 
@@ -72,12 +81,14 @@ def tell(
         cookie: name and attributes of the cookie.
         https: whether the request came by https.
         end: called when a streamed body has ended.
+        wsgi: whether a WSGI server sends it.
     """
     if not isinstance(response, _Told):
         kind: type = type(response)
         response.__class__ = _told(kind)
     response.sojourn = (done, cookie, https)
     response.sojourn_end = end
+    response.sojourn_wsgi = wsgi
 
 
 class _Final(HTTPResponse):  # type: ignore[misc]

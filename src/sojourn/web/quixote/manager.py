@@ -306,6 +306,7 @@ class SessionManager:
             self.sessions.cookie,
             visit.https,
             partial(self._finish_late, visit, request.session, request.get_path()),
+            "wsgi.version" in request.environ,
         )
 
     def _finish_late(self, visit: _OfRequest, session: Session | None, path: str) -> None:

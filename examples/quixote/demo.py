@@ -54,7 +54,6 @@ class Root(Directory):
         session = quixote.get_session()
         facts = {
             "Session": session.id or "none yet",
-            "Counter": session.counter,
             "Made": f"{session.get_creation_age():.0f} seconds ago" if session.id else "not yet",
         }
         return page(

@@ -78,6 +78,7 @@ class Site:
         self.root.page = page
         env = environ(cookie=self.cookie if cookie is None else cookie, **more)
         env["wsgi.multithread"] = getattr(self.publisher, "is_thread_safe", False)
+        env["wsgi.multiprocess"] = False
         return call_wsgi(validator(quixote.get_wsgi_app()), env)
 
     def visit(self, page: Page, **more: Any) -> Answer:

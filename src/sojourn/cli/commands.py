@@ -7,6 +7,7 @@ import click
 from sojourn import __version__
 from sojourn.cli.copy import copy_command
 from sojourn.cli.demo.command import demo
+from sojourn.cli.doctor import doctor
 from sojourn.cli.import_ import import_group
 from sojourn.cli.move import move
 from sojourn.cli.schema import schema
@@ -23,6 +24,7 @@ def cli() -> None:
 
 cli.add_command(demo)
 cli.add_command(copy_command)
+cli.add_command(doctor)
 cli.add_command(import_group)
 cli.add_command(move)
 cli.add_command(schema)

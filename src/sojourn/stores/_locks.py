@@ -100,6 +100,22 @@ class Locks:
             self._timeout if timeout is None else timeout,
         )
 
+    def exclude(self) -> bool:
+        """Tell whether the file system refuses a lock that somebody has.
+
+        Raises `OSError` where it knows no locks at all.
+        """
+        path = os.path.join(self._folder, f"check-{os.getpid()}")
+        opened: list[int] = []
+        try:
+            opened += [os.open(path, _OPEN, 0o600), os.open(path, _OPEN, 0o600)]
+            return _try_lock(opened[0]) and not _try_lock(opened[1])
+        finally:
+            for fd in opened:
+                os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
 
 class _Queue:
     """A lock between threads that the longest waiting gets next."""

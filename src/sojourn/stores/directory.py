@@ -50,6 +50,7 @@ from sojourn.core.calls import GONE, SAVED, Outcome
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record, ended_as
 from sojourn.errors import ConfigurationError, DamagedRecord, SojournError, StoreUnavailable
 from sojourn.stores._locks import Locks
+from sojourn.stores._rights import open_to_others
 from sojourn.stores.base import Promises
 
 __all__ = ["DirectoryStore"]
@@ -407,6 +408,26 @@ class DirectoryStore:
     def count(self, user: str | None = None, status: int | None = 0) -> int:
         """As `Store.count`. Reads every record of the user, or of all."""
         return sum(1 for _ in self._matching(user, status, ""))
+
+    @_guarded
+    def check(self) -> builtins.list[str]:
+        """Return a sentence for each thing about the directory that endangers sessions."""
+        found = open_to_others(self._root, stat.S_IRWXO)
+        try:
+            why = "" if self._locks.exclude() else "two programs can hold one lock"
+        except OSError as error:
+            why = f"there are no locks ({error.strerror})"
+        if why:
+            found.append(
+                f"on the file system of {self._root} {why}: concurrent changes would be lost; use "
+                "a local disk"
+            )
+        if damaged := len(os.listdir(self._damaged)):
+            found.append(
+                f"{damaged} damaged files were set aside in {self._damaged}; look for what damages "
+                "them (a failing disk, another program), then delete them"
+            )
+        return found
 
     def close(self) -> None:
         """As `Store.close`. Nothing is held open; the next call makes what folders are missing."""

@@ -154,6 +154,7 @@ class Mariadb(Dialect):
     name = "MariaDB"
     migrations = MIGRATIONS
     selected = _ALL
+    indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_status")
     largest: int | None = None
     """The server's max_allowed_packet."""
     growth = 1
@@ -245,6 +246,48 @@ class Mariadb(Dialect):
     def _among(text: str, sids: Sequence[str], rows: bool = False) -> Statement:
         places = ", ".join(["%s"] * len(sids))
         return Statement(f"{text} WHERE sid IN ({places})", rows=rows)
+
+    def do_check(self) -> Steps[list[str]]:
+        """As `SqlStore.check`: engine, collation, indexes, and what a crash would lose."""
+        of_table = "table_schema = database() AND table_name = 'sojourn_sessions'"
+        rows, _ = yield (
+            Statement(
+                "SELECT @@innodb_flush_log_at_trx_commit, @@innodb_doublewrite, "
+                "@@global.read_only, "
+                f"(SELECT engine FROM information_schema.tables WHERE {of_table}), "
+                "(SELECT collation_name FROM information_schema.columns "
+                f"WHERE {of_table} AND column_name = 'sid')",
+                rows=True,
+            ),
+            (),
+        )
+        flush, doublewrite, read_only, engine, collation = rows[0]
+        found = []
+        if flush != 1:
+            found.append(
+                f"innodb_flush_log_at_trx_commit is {flush}: sessions, and logouts, that were "
+                "acknowledged may be lost when the server fails; set it to 1"
+            )
+        if str(doublewrite).upper() in ("0", "OFF"):
+            found.append(
+                "innodb_doublewrite is off: a loss of power may damage the whole database; set it "
+                "on"
+            )
+        if read_only:
+            found.append("the server is read_only and takes no writes; name the primary")
+        if engine != "InnoDB":
+            found.append(
+                f"sojourn_sessions is kept by {engine}, which has no transactions; ALTER TABLE "
+                "sojourn_sessions ENGINE=InnoDB"
+            )
+        if not str(collation).endswith("_bin"):
+            found.append(
+                f"the collation of sid is {collation}, to which different sids are the same; make "
+                "the table as it is in: sojourn schema mariadb"
+            )
+        text = f"SELECT DISTINCT index_name FROM information_schema.statistics WHERE {of_table}"
+        rows, _ = yield Statement(text, rows=True), ()
+        return found + self.missing({str(name) for (name,) in rows})
 
     def prepare(self) -> Steps[None]:
         """As `Dialect.prepare`; a lock of the server holds off other processes."""

@@ -129,6 +129,7 @@ class Postgresql(Dialect):
     name = "PostgreSQL"
     migrations = MIGRATIONS
     selected = _ALL
+    indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_ended")
 
     load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
     create = Statement(
@@ -194,6 +195,34 @@ class Postgresql(Dialect):
         looked = int(rows[0][0])
         return [self.record(row[1:]) for row in rows if row[1] is not None], looked
 
+    def do_check(self) -> Steps[list[str]]:
+        """As `SqlStore.check`: privileges, indexes, and what a crash of the server would lose."""
+        asked = [
+            "current_user",
+            *(f"has_table_privilege('sojourn_sessions', '{name}')" for name in _PRIVILEGES),
+            *(f"current_setting('{name}')" for name in _DANGERS),
+        ]
+        rows, _ = yield Statement(f"SELECT {', '.join(asked)}", rows=True), ()
+        role, granted, values = rows[0][0], rows[0][1:5], rows[0][5:]
+        found = [
+            f"the role {role} may not {name} in sojourn_sessions; GRANT {name} ON "
+            f"sojourn_sessions TO {role}"
+            for name, may in zip(_PRIVILEGES, granted, strict=True)
+            if not may
+        ]
+        found += [
+            f"{name} is off: {danger}; set it on"
+            for (name, danger), value in zip(_DANGERS.items(), values, strict=True)
+            if value == "off"
+        ]
+        text = (
+            "SELECT indexrelid::regclass::text FROM pg_index "
+            "WHERE indrelid = 'sojourn_sessions'::regclass AND indisvalid"
+        )
+        rows, _ = yield Statement(text, rows=True), ()
+        there = {str(name).rpartition(".")[2] for (name,) in rows}
+        return found + self.missing(there)
+
     def prepare(self) -> Steps[None]:
         """As `Dialect.prepare`, in one transaction under a lock of its own."""
         rows, _ = yield (
@@ -223,6 +252,13 @@ class Postgresql(Dialect):
             yield Statement("UPDATE sojourn_meta SET version = %s"), (self.version,)
         yield Statement("COMMIT"), ()
 
+
+_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_DANGERS = {
+    "fsync": "a loss of power may damage the whole database",
+    "full_page_writes": "a loss of power may damage the whole database",
+    "synchronous_commit": "the changes of the last moments are lost when the server dies",
+}
 
 _PROMISES = Promises(
     survives="power",

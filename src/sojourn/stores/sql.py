@@ -18,7 +18,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -119,6 +119,8 @@ class Dialect:
     """sid -> 1 or 0."""
     selected: str
     """The columns that `record` takes, for a SELECT."""
+    indexes: tuple[str, ...]
+    """Of the sessions' table, without which statements look at every row."""
 
     # What differs.
 
@@ -147,8 +149,21 @@ class Dialect:
             )
         return found
 
+    def missing(self, there: Iterable[str]) -> list[str]:
+        """Return a sentence for each index that is not there."""
+        return [
+            f"the index {name} is missing, so that some statements look at every session; make it "
+            f"as it is in: sojourn schema {self.name.lower()}"
+            for name in self.indexes
+            if name not in there
+        ]
+
     def page(self, now: float, lease: float, limit: int) -> Steps[tuple[list[Record], int]]:
         """Claim from one page of what is due; return that, and how many rows were looked at."""
+        raise NotImplementedError
+
+    def do_check(self) -> Steps[list[str]]:
+        """As `SqlStore.check`."""
         raise NotImplementedError
 
     def check(self, record: Record) -> None:
@@ -505,6 +520,10 @@ class SqlStore(_Parts[Source]):
         """As `Store.count`."""
         return self._run(self._dialect.do_count, user, status)
 
+    def check(self) -> builtins.list[str]:
+        """Return a sentence for each thing about the database that endangers sessions."""
+        return self._run(self._dialect.do_check)
+
     def close(self) -> None:
         """As `Store.close`; a later call connects anew."""
         self._source.clear()
@@ -588,6 +607,10 @@ class AsyncSqlStore(_Parts[AsyncSource]):
     async def count(self, user: str | None = None, status: int | None = 0) -> int:
         """As `Store.count`."""
         return await self._run(self._dialect.do_count, user, status)
+
+    async def check(self) -> builtins.list[str]:
+        """As `SqlStore.check`."""
+        return await self._run(self._dialect.do_check)
 
     async def close(self) -> None:
         """As `Store.close`; a later call connects anew."""

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import stat
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ from sojourn.errors import (
     SojournError,
     StoreUnavailable,
 )
+from sojourn.stores._rights import open_to_others
 from sojourn.stores.base import Promises, WouldBlock
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SqliteStore", "from_url"]
@@ -493,6 +495,11 @@ class _Connection:
         counted: int = self.execute(_count_statement(user, status), values).get
         return counted
 
+    def faults(self) -> builtins.list[str]:
+        """Return what is wrong with the file itself; reads all of it."""
+        said = [str(row[0]) for row in self.execute("PRAGMA quick_check(3)").fetchall()]
+        return [] if said == ["ok"] else [f"it is damaged ({'; '.join(said)}); restore a backup"]
+
     def checkpoint(self, mode: int, busy_timeout: float) -> int:
         """Copy the log into the file, so that the next writer may begin the log anew.
 
@@ -728,6 +735,14 @@ class SqliteStore:
     def count(self, user: str | None = None, status: int | None = LIVE) -> int:
         """As `Store.count`; damaged rows are counted, as only reading all would tell them."""
         return self._read(_Connection.count, user, status)
+
+    def check(self) -> builtins.list[str]:
+        """Return a sentence for each thing about the file that endangers sessions."""
+        others = stat.S_IROTH | stat.S_IWOTH
+        found = open_to_others(os.path.dirname(self.path), stat.S_IWOTH)
+        for suffix in ("", "-wal", "-shm"):
+            found += open_to_others(f"{self.path}{suffix}", others)
+        return found + self._read(_Connection.faults)
 
     def close(self) -> None:
         """As `Store.close`: calls that are under way end as usual; a later one opens anew."""

@@ -147,6 +147,17 @@ class Watches:
             else:
                 yield Tell("over", sid, expired_reason(record))
 
+    def next_deadline(self) -> float | None:
+        """Return when a check finds something to look at, at the earliest; None: never."""
+        with self._lock:
+            while self._heap:
+                deadline, sid = self._heap[0]
+                known = self._watched.get(sid)
+                if known is not None and known[0] == deadline:
+                    return deadline
+                heapq.heappop(self._heap)
+            return None
+
     def _due(self, now: float) -> list[str]:
         """Return the sids to be looked at; each stays due until it is put off or taken."""
         with self._lock:

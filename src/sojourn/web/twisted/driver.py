@@ -1,0 +1,375 @@
+"""Twisted's driver: runs flows, and waits by Deferreds only where a store makes it wait.
+
+How a call gets to the store depends on the store (`port_of`):
+
+* memory, or the cookie itself: made at once, in no other turn of the reactor;
+* SQLite: tried at once, and in a thread where it would have to wait for a lock;
+* a store whose methods return Deferreds (its class says `deferred = True`): as it is;
+* a store with an asyncio client, where the asyncio reactor runs: as it is, on that loop;
+* any other: in threads of its own, so that slow work of the application never holds it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from sojourn.core.calls import Bury, Call, Create, Delete, Due, Flow, Load, Pause, Replace, Tell
+from sojourn.core.calls import Touch as TouchCall
+from sojourn.core.expiry import expired_reason
+from sojourn.drivers import TRIES
+from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.handlers import Desk, Handler, Handlers
+from sojourn.manager import SessionManager
+from sojourn.stores.base import WouldBlock
+from sojourn.stores.threaded import ThreadedStore
+
+__all__ = ["Port", "drive", "port_of"]
+
+T = TypeVar("T")
+
+LIMIT = 30.0
+"""Seconds after which a call counts as unanswered. Stores have shorter limits of their own."""
+_THREADS = 8
+
+_ATTEMPTS: dict[type[Call], tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
+    Load: ("load", lambda call: (call.sid,)),
+    Create: ("create", lambda call: (call.record,)),
+    Replace: ("replace", lambda call: (call.record, call.expected_version)),
+    TouchCall: (
+        "touch",
+        lambda call: (call.sid, call.expected_version, call.seen, call.deadline),
+    ),
+}
+
+
+class Port:
+    """Makes calls on a store; what it returns is the answer, or a Deferred of it.
+
+    Attributes:
+        store: the store.
+        inline: a load never waits, so it is made when a session is first used, and not before.
+        at_once: no call waits at all.
+    """
+
+    inline = True
+    at_once = True
+
+    def __init__(self, store: Any, reactor: Any) -> None:
+        self.store = store
+        self.reactor = reactor
+
+    def make(self, call: Call) -> Any:
+        """Make one call."""
+        return call.on(self.store)
+
+    def bury(self, call: Bury, handlers: Handlers) -> Any:
+        """End a session in one transaction with handlers."""
+        return call.on(Desk(self.store, handlers))
+
+
+class ThreadPort(Port):
+    """A blocking store: in threads, but for what it can do without waiting."""
+
+    at_once = False
+
+    def __init__(self, store: Any, reactor: Any) -> None:
+        super().__init__(store, reactor)
+        self.inline = bool(getattr(store.promises, "inline", False))
+        self._attempt: Callable[..., Any] | None = getattr(store, "attempt", None)
+        self._pool: ThreadPool | None = None
+
+    def make(self, call: Call) -> Any:
+        if self._attempt is not None:
+            known = _ATTEMPTS.get(type(call))
+            if known is not None:
+                try:
+                    return self._attempt(known[0], *known[1](call))
+                except WouldBlock:
+                    pass
+        elif self.inline and type(call) is Load:
+            return call.on(self.store)
+        return self._in_thread(partial(call.on, self.store))
+
+    def bury(self, call: Bury, handlers: Handlers) -> Any:
+        return self._in_thread(partial(call.on, Desk(self.store, handlers)))
+
+    def _in_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
+        # Not the reactor's: when slow work of the application fills that, requests would wait for
+        # it, and for ever where it waits for a request.
+        pool = self._pool
+        if pool is None:
+            pool = self._pool = ThreadPool(0, _THREADS, "sojourn-store")
+            pool.start()
+            self.reactor.addSystemEventTrigger("during", "shutdown", self._stop)
+        return _limited(deferToThreadPool(self.reactor, pool, work), self.reactor)
+
+    def _stop(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.stop()
+
+
+class DeferredPort(Port):
+    """A store whose methods return Deferreds."""
+
+    inline = False
+    at_once = False
+
+    def make(self, call: Call) -> Any:
+        return _limited(call.on(self.store), self.reactor)
+
+    def bury(self, call: Bury, handlers: Handlers) -> Any:
+        return _limited(call.on(Desk(self.store, handlers)), self.reactor)
+
+
+class AsyncioPort(Port):
+    """A store with an asyncio client, under the asyncio reactor."""
+
+    inline = False
+    at_once = False
+
+    def make(self, call: Call) -> Any:
+        return self._awaited(call.on(self.store))
+
+    def bury(self, call: Bury, handlers: Handlers) -> Any:
+        from sojourn.handlers import ADesk
+
+        return self._awaited(call.on(ADesk(self.store, handlers)))
+
+    def _awaited(self, coroutine: Any) -> Deferred[Any]:
+        # A task of its own: it goes on to its end, whoever waits for it.
+        task = asyncio.ensure_future(coroutine, loop=self.reactor._asyncioEventloop)
+        return _limited(Deferred.fromFuture(task), self.reactor)
+
+
+_ports: WeakKeyDictionary[SessionManager, Port] = WeakKeyDictionary()
+
+
+def port_of(sessions: SessionManager, reactor: Any) -> Port:
+    """Return how the store of a manager is reached from this reactor; one for each manager."""
+    port = _ports.get(sessions)
+    if port is None:
+        port = _ports[sessions] = _make_port(sessions, reactor)
+    return port
+
+
+def _make_port(sessions: SessionManager, reactor: Any) -> Port:
+    given = sessions._given
+    if not isinstance(given, str) and getattr(given, "deferred", False):
+        return DeferredPort(given, reactor)
+    asynchronous = not isinstance(given, str) and inspect.iscoroutinefunction(given.load)
+    if hasattr(reactor, "_asyncioEventloop") and not sessions._carried:
+        store = sessions.astore
+        if not isinstance(store, ThreadedStore):
+            return AsyncioPort(store, reactor)
+    elif asynchronous:
+        # Says what is wrong and what to do.
+        sessions.store  # noqa: B018
+    store = sessions.store
+    promises = store.promises
+    if sessions._carried or (promises.inline and promises.survives == "nothing"):
+        # Neither a disk nor a network: it never waits.
+        return Port(store, reactor)
+    return ThreadPort(store, reactor)
+
+
+def drive(flow: Flow[T], port: Port, handlers: Handlers | None = None) -> T | Deferred[T]:
+    """Run a flow to its end; returns its result at once if no call had to be waited for.
+
+    Where something raises before anything had to be waited for it is raised here, else it is the
+    Deferred's failure.
+    """
+    return _go(flow, port, handlers, flow.send, None)  # type: ignore[no-any-return]
+
+
+def _go(flow: Any, port: Port, handlers: Handlers | None, step: Any, value: Any) -> Any:
+    """Run a flow until it ends or something must be waited for."""
+    try:
+        while True:
+            call = step(value)
+            try:
+                answer = _make(call, port, handlers, TRIES)
+            except SojournError as error:
+                step, value = flow.throw, error
+                continue
+            if isinstance(answer, Deferred):
+                if not _is_ready(answer):
+                    break
+                waited, answer = answer, answer.result
+                if isinstance(answer, Failure):
+                    # Taken up here: it is not to be logged as one that nobody handled.
+                    waited.addErrback(lambda _: None)
+                    step, value = flow.throw, answer.value
+                    continue
+            step, value = flow.send, answer
+    except StopIteration as stop:
+        return stop.value
+    result: Deferred[Any] = Deferred()
+    _await(flow, port, handlers, answer, result)
+    return result
+
+
+def _await(
+    flow: Any, port: Port, handlers: Handlers | None, answer: Deferred[Any], result: Deferred[Any]
+) -> None:
+    def on(step: Any, value: Any) -> None:
+        try:
+            done = _go(flow, port, handlers, step, value)
+        except BaseException:
+            result.errback(Failure())
+            return
+        if isinstance(done, Deferred):
+            done.addCallbacks(result.callback, result.errback)
+        else:
+            result.callback(done)
+
+    def failed(failure: Failure) -> None:
+        # Whatever it is: the flow's own handling of it comes first.
+        on(flow.throw, failure.value)
+
+    answer.addCallbacks(lambda value: on(flow.send, value), failed)
+
+
+def _make(call: Call, port: Port, handlers: Handlers | None, tries: int) -> Any:
+    """Make one call, again where its answer got lost."""
+    kind = type(call)
+    if kind is Pause:
+        return _after(port.reactor, call.seconds)  # type: ignore[attr-defined]
+    while True:
+        try:
+            answer = port.make(call) if handlers is None else _with_handlers(call, port, handlers)
+        except StoreUnavailable as error:
+            tries -= 1
+            if not (tries and error.transient):
+                raise
+            continue
+        break
+    if isinstance(answer, Deferred):
+
+        def again(failure: Failure) -> Any:
+            failure.trap(StoreUnavailable)
+            if tries > 1 and failure.value.transient:  # type: ignore[union-attr]
+                return maybeDeferred(_make, call, port, handlers, tries - 1)
+            return failure
+
+        answer.addErrback(again)
+    return answer
+
+
+# Handlers and watches: what `sojourn.handlers.Desk` does, for Deferreds.
+
+
+def _with_handlers(call: Call, port: Port, handlers: Handlers) -> Any:
+    if isinstance(call, Tell):
+        if call.event == "over":
+            return _over(handlers, call.session, call.reason)
+        arguments = (call.session, call.reason) if call.event == "ended" else (call.session,)
+        return ensureDeferred(_tell(handlers, call.event, arguments, port))
+    if isinstance(call, Bury):
+        return port.bury(call, handlers)
+    answer = port.make(call)
+    if isinstance(call, Delete):
+        reason = call.ended.reason if call.ended else ""
+        return _then(answer, lambda done: _over(handlers, call.sid, reason, done))
+    if isinstance(call, Due):
+        return _then(answer, lambda records: _claimed(handlers, records))
+    return answer
+
+
+def _then(answer: Any, what: Callable[[Any], Any]) -> Any:
+    if isinstance(answer, Deferred):
+        return answer.addCallback(what)
+    return what(answer)
+
+
+def _claimed(handlers: Handlers, records: Any) -> Any:
+    if handlers.watches:
+        for record in records:
+            _over(handlers, record.sid, expired_reason(record))
+    return records
+
+
+def _over(handlers: Handlers, sid: str, reason: str, done: Any = ()) -> Any:
+    """Call back who watches a session, in the reactor's thread: they are bound to it."""
+    for callback in handlers.watches.take(sid):
+        _call_back(callback, sid, reason)
+    return done if done != () else []
+
+
+def _call_back(callback: Handler, sid: str, reason: str) -> None:
+    from sojourn.web.twisted._log import log
+
+    maybeDeferred(callback, sid, reason).addErrback(
+        lambda failure: log.failure("a callback of session {sid} failed", failure, sid=sid)
+    )
+
+
+async def _tell(handlers: Handlers, event: str, arguments: tuple[Any, ...], port: Port) -> Any:
+    """Run handlers: coroutine functions in the reactor's thread, others in a thread."""
+    failed = []
+    for name, handler in list(handlers._by_event.get(event, {}).items()):
+        try:
+            if inspect.iscoroutinefunction(handler):
+                await handler(*arguments)
+            elif port.at_once:
+                await maybeDeferred(handler, *arguments)
+            else:
+                await deferToThreadPool(
+                    port.reactor, port.reactor.getThreadPool(), handler, *arguments
+                )
+        except Exception:
+            from sojourn.web.twisted._log import log
+
+            log.failure("handler {name} of session {sid} failed", name=name, sid=arguments[0].sid)
+            failed.append(name)
+    return failed
+
+
+def _after(reactor: Any, seconds: float) -> Deferred[None]:
+    waited: Deferred[None] = Deferred()
+    reactor.callLater(seconds, waited.callback, None)
+    return waited
+
+
+def _limited(waited: Deferred[Any], reactor: Any) -> Deferred[Any]:
+    """Return the answer of a Deferred, or `StoreUnavailable` when it took too long.
+
+    What it stands for goes on: a client's state is not to be left in the middle of an answer.
+    """
+    if _is_ready(waited):
+        # No timer for it.
+        return waited
+    result: Deferred[Any] = Deferred()
+    timer = reactor.callLater(
+        LIMIT,
+        lambda: result.errback(
+            StoreUnavailable(f"the store has not answered for {LIMIT:g} seconds")
+        ),
+    )
+
+    def answered(answer: Any) -> None:
+        if timer.active():
+            timer.cancel()
+            result.callback(answer)
+
+    waited.addBoth(answered)
+    return result
+
+
+def _is_ready(waited: Deferred[Any]) -> bool:
+    return waited.called and not waited.paused and not isinstance(waited.result, Deferred)
+
+
+def as_deferred(answer: Any) -> Deferred[Any]:
+    """Return what `drive` returned as a Deferred."""
+    return answer if isinstance(answer, Deferred) else succeed(answer)

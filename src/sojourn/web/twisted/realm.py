@@ -1,0 +1,659 @@
+"""A session manager at work on a reactor: who uses which session, and their commits.
+
+One for each manager, so that several Sites (on several ports, or one inside another) share what
+is live. Everything here happens in the reactor's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.python.threadable import isInIOThread
+
+from sojourn.core import ending, flows
+from sojourn.core.cookie import tokens_in
+from sojourn.core.record import Client
+from sojourn.core.session import Opened, Session
+from sojourn.core.token import Token
+from sojourn.errors import ConfigurationError, Conflict, SojournError, StoreUnavailable
+from sojourn.manager import Committed, SessionManager
+from sojourn.web.failure import NOT_COMMITTED, checked
+from sojourn.web.twisted._log import log
+from sojourn.web.twisted.driver import Port, as_deferred, drive, port_of
+from sojourn.web.twisted.live import LiveSession
+
+if TYPE_CHECKING:
+    from sojourn.web.twisted.session import DurableSession
+
+__all__ = ["Entry", "Live", "Realm", "manager_of", "realm_of"]
+
+_managers: dict[str, SessionManager] = {}
+_realms: WeakKeyDictionary[SessionManager, Realm] = WeakKeyDictionary()
+
+
+def manager_of(sessions: SessionManager | str | None) -> SessionManager:
+    """Return the manager that was given; for the URL of a store, the one of this process.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if sessions is None:
+        return SessionManager()
+    if isinstance(sessions, str):
+        # One for each URL: a script that is run at each request makes no new one each time.
+        manager = _managers.get(sessions)
+        if manager is None:
+            manager = _managers[sessions] = SessionManager(sessions)
+        return manager
+    return checked(sessions)
+
+
+def realm_of(sessions: SessionManager, reactor: Any = None) -> Realm:
+    """Return the realm of a manager; made on first use.
+
+    Args:
+        sessions: the manager.
+        reactor: for a new realm; None: that of this process.
+    """
+    realm = _realms.get(sessions)
+    if realm is None:
+        if reactor is None:
+            from twisted.internet import reactor
+        realm = _realms[sessions] = Realm(sessions, reactor)
+    return realm
+
+
+class Entry:
+    """One request's use of a session.
+
+    Attributes:
+        live: the session.
+        request: None: of nobody's request, such as a commit on its own.
+        opened: what its cookie opened.
+        generation: the gains of rights that it has seen.
+        owed: what earlier commits have to tell its browser.
+    """
+
+    __slots__ = ("generation", "live", "opened", "owed", "request")
+
+    def __init__(self, live: Live, request: Any, opened: Opened) -> None:
+        self.live = live
+        self.request = request
+        self.opened = opened
+        self.generation = 0 if opened.record is None else opened.record.generation
+        self.owed: Committed | None = None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a login has come since this request began, and not by itself."""
+        record = self.live.core._record if not self.live.over else None
+        return record is not None and record.generation != self.generation
+
+
+class Live:
+    """A session that is in use in this process, or that something of this process hangs on.
+
+    Attributes:
+        core: the session of the core.
+        face: what applications hold.
+        sid: of it.
+        entries: the requests that use it.
+        over: it has ended.
+        speaker: the request that logged in, renewed or ended it: whose answer tells the browser.
+        holder: the request that has its lock, and since when it may have.
+    """
+
+    def __init__(self, realm: Realm, core: Session, sid: str) -> None:
+        self.realm = realm
+        self.core = core
+        self.sid = sid
+        self.face: DurableSession = None  # type: ignore[assignment]
+        self.entries: list[Entry] = []
+        self.over = False
+        self.speaker: Entry | None = None
+        self.busy = False
+        self.waiting: deque[Deferred[None]] = deque()
+        self.pinned = False
+        self.watched: float | None = None
+        self.lock: Lock | None = None
+        self.locking: deque[Deferred[None]] = deque()
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is a session of the core that several requests may use at once."""
+        return isinstance(self.core, LiveSession)
+
+    def entry_of(self, request: Any) -> Entry | None:
+        """Return a request's use of it."""
+        for entry in self.entries:
+            if entry.request is request:
+                return entry
+        return None
+
+    def pin(self) -> None:
+        """Keep it in memory until it ends: something of this process hangs on it."""
+        if self.over or not self.shared:
+            return
+        self.pinned = True
+        self.core.keep()  # type: ignore[attr-defined]
+        self.realm.watch(self)
+
+    def forget(self) -> None:
+        """Let whoever comes next load it anew."""
+        if self.realm.live.get(self.sid) is self:
+            del self.realm.live[self.sid]
+
+    def end(self, reason: str, by: Entry | None) -> None:
+        """End it: at once for this process, with the next commit for all."""
+        self.core.end(reason)
+        self.speaker = by
+        self.set_over()
+        if not self.entries:
+            self.realm.commit_alone(self)
+
+    def set_over(self) -> None:
+        """Take note that it has ended, here or elsewhere."""
+        if self.over:
+            return
+        self.over = True
+        self.forget()
+        self.realm.unwatch(self)
+        while self.locking:
+            self.locking.popleft().errback(
+                Conflict(f"session {self.sid} ended while its lock was waited for")
+            )
+
+    def ended_elsewhere(self, sid: str, reason: str) -> None:
+        """What a watch calls: it ended, in another process or because its time is over."""
+        if not isInIOThread():
+            self.realm.reactor.callFromThread(self.ended_elsewhere, sid, reason)
+            return
+        if not self.over:
+            self.set_over()
+            self.face._ended()
+
+
+class Lock:
+    """The lock of a session, held by one request."""
+
+    __slots__ = ("entry", "lease", "owner")
+
+    def __init__(self, entry: Entry, owner: str, lease: float) -> None:
+        self.entry = entry
+        self.owner = owner
+        self.lease = lease
+
+
+class _Load:
+    """A look-up that is under way, and who came since it began."""
+
+    __slots__ = ("later",)
+
+    def __init__(self) -> None:
+        self.later: list[Deferred[Opened]] = []
+
+
+class Realm:
+    """A manager at work.
+
+    Attributes:
+        live: the sessions in use, by sid.
+    """
+
+    def __init__(self, sessions: SessionManager, reactor: Any) -> None:
+        self.sessions = sessions
+        self.reactor = reactor
+        self.live: dict[str, Live] = {}
+        self._port: Port | None = None
+        self._loads: dict[tuple[str, ...], _Load] = {}
+        self._timer: Any = None
+
+    @property
+    def port(self) -> Port:
+        """How the store is reached; opened on first use."""
+        port = self._port
+        if port is None:
+            port = self._port = port_of(self.sessions, self.reactor)
+        return port
+
+    def run(self, flow: Any) -> Any:
+        """Run a flow; the result, or a Deferred of it."""
+        return drive(flow, self.port, self.sessions._handlers)
+
+    # Loading.
+
+    def load(self, cookie: str, https: bool) -> Deferred[Opened]:
+        """Find what a Cookie header opens.
+
+        Requests with one cookie that come while it is looked up share one more look-up, which
+        begins when that one is done: what was committed meanwhile is in it.
+        """
+        name = self.sessions.cookie.name_for[https]
+        tokens = tokens_in(cookie, name)
+        key = (name, *map(str, tokens))
+        load = self._loads.get(key)
+        waiting: Deferred[Opened] = Deferred()
+        if load is not None:
+            load.later.append(waiting)
+        else:
+            self._loads[key] = _Load()
+            self._begin_load(key, tokens, [waiting])
+        return waiting
+
+    def _begin_load(
+        self, key: tuple[str, ...], tokens: list[Token], waiting: list[Deferred[Opened]]
+    ) -> None:
+        def loaded(result: Any) -> None:
+            later = self._loads[key].later
+            if later:
+                self._loads[key] = _Load()
+                self._begin_load(key, tokens, later)
+            else:
+                del self._loads[key]
+            for one in waiting:
+                one.callback(result)
+
+        try:
+            found = self.run(flows.open_session(tokens, self.sessions._env))
+        except Exception:
+            found = Failure()
+        if isinstance(found, Deferred):
+            found.addBoth(loaded)
+        else:
+            loaded(found)
+
+    # Entering and leaving.
+
+    def enter(
+        self,
+        request: Any,
+        opened: Opened | None,
+        cookie: str,
+        https: bool,
+        client: Client,
+        make: Callable[[Live], DurableSession],
+    ) -> Entry:
+        """Let a request use its session.
+
+        Args:
+            request: which.
+            opened: what its cookie opened; None: it is looked up now, which never waits then.
+            cookie: the Cookie header.
+            https: which of the two cookies.
+            client: who makes the request.
+            make: makes what applications hold.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        sessions = self.sessions
+        if sessions._carried:
+            core = sessions.session(cookie, https=https, client=client)
+            core.status  # noqa: B018 - loads it
+            live = Live(self, core, core.sid)
+            entry = Entry(live, request, core._opened)
+            live.entries.append(entry)
+            live.face = make(live)
+            return entry
+        if opened is None:
+            opened = sessions.open(cookie, https)
+        record = opened.record
+        known = None if record is None else self.live.get(record.sid)
+        if known is not None and record is not None:
+            core = known.core
+            if core._record is not None and core._record.generation != record.generation:
+                # A login came in another process. Who began before it does not go on with who
+                # came with its cookie.
+                known.forget()
+                known = None
+            elif core._record is None or record.version > core._record.version:
+                known.core.rebase(record, opened.data)  # type: ignore[attr-defined]
+                known.face._refresh()
+            if known is not None and opened.notes:
+                core._working().notes.extend(opened.notes)
+        if known is None:
+            found = opened
+            core = LiveSession(sessions._env, lambda: found, client)
+            known = Live(self, core, core.sid)
+            self.live[known.sid] = known
+            try:
+                known.face = make(known)
+            except BaseException:
+                known.forget()
+                raise
+        entry = Entry(known, request, opened)
+        known.entries.append(entry)
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        """A request is over."""
+        live = entry.live
+        if entry in live.entries:
+            live.entries.remove(entry)
+        if live.speaker is entry:
+            live.speaker = None
+        if not live.entries and not live.pinned:
+            live.forget()
+
+    # Committing.
+
+    def commit(self, entry: Entry, late: bool = False) -> Any:
+        """Write what was done to a session; a `Committed`, or a Deferred of it.
+
+        One commit of a session runs at a time.
+        """
+        live = entry.live
+        if live.busy:
+            turn: Deferred[None] = Deferred()
+            live.waiting.append(turn)
+            return turn.addCallback(lambda _: self._commit(entry, late))
+        return self._commit(entry, late)
+
+    def _commit(self, entry: Entry, late: bool) -> Any:
+        live = entry.live
+        sessions, core = self.sessions, live.core
+        try:
+            if not live.over:
+                live.face._collect()
+            if not live.shared:
+                return _with_owed(entry, sessions.commit(core, late=late), late)
+            if core._settled():
+                return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
+            fork = core.fork(entry.opened)  # type: ignore[attr-defined]
+        except BaseException:
+            self._next(live, None)
+            raise
+
+        def failed(error: BaseException) -> Any:
+            if isinstance(error, StoreUnavailable):
+                try:
+                    done = sessions._uncommitted(error, fork)
+                except StoreUnavailable:
+                    live.forget()
+                    raise
+                live.forget()
+                return done
+            # What it was made of is gone; who comes next begins with what is stored.
+            live.forget()
+            raise error
+
+        def committed(done: Committed) -> Committed:
+            sessions._note(done)
+            self._take_in(entry, fork, done)
+            return _with_owed(entry, done, late)
+
+        live.busy = True
+        try:
+            try:
+                result = self.run(flows.commit(fork, sessions._env, late))
+            except SojournError as error:
+                result = failed(error)
+        except BaseException:
+            self._next(live, None)
+            raise
+        if not isinstance(result, Deferred):
+            return self._next(live, committed(result))
+        result.addErrback(lambda failure: failed(failure.value))
+        result.addCallback(committed)
+        return result.addBoth(lambda answer: self._next(live, answer))
+
+    def _next(self, live: Live, answer: Any) -> Any:
+        """Let the next one commit who waits for that."""
+        live.busy = False
+        if live.waiting:
+            live.waiting.popleft().callback(None)
+        return answer
+
+    def _take_in(self, entry: Entry, fork: Session, done: Committed) -> None:
+        live = entry.live
+        core = live.core
+        entry.opened = fork._opened
+        speaker = live.speaker or entry
+        live.speaker = None
+        record = fork._record
+        if record is not None and not live.over:
+            before = core._record
+            if before is not None and record.generation != before.generation:
+                speaker.generation = record.generation
+            elif before is None:
+                entry.generation = record.generation
+            core.join(fork)  # type: ignore[attr-defined]
+            if done.retries:
+                live.face._refresh()
+            if live.pinned:
+                self.watch(live)
+        if speaker is not entry and speaker in live.entries and _tells(done):
+            # Its answer tells the browser, and this one does not.
+            _owe(speaker, done)
+            done.token, done.sealed, done.max_age, done.cleared = None, None, None, False
+        if done.dropped == "gone" and not live.over:
+            live.set_over()
+            live.face._ended()
+        elif done.dropped in ("login", "damaged"):
+            live.forget()
+
+    def commit_alone(self, live: Live) -> Deferred[Any]:
+        """Commit outside of any request; what goes wrong is logged."""
+        opened = live.core._opened
+        entry = Entry(live, None, opened)
+        try:
+            waiting = as_deferred(self.commit(entry, late=True))
+        except Exception:
+            log.failure("what was done to session {sid} is lost", sid=live.sid)
+            return as_deferred(NOT_COMMITTED)
+        return waiting.addErrback(
+            lambda failure: log.failure(
+                "what was done to session {sid} is lost", failure, sid=live.sid
+            )
+        )
+
+    # The ends that this process waits for: one timer for all of them.
+
+    def watch(self, live: Live) -> None:
+        """Call `live.ended_elsewhere` when it ends."""
+        deadline = live.core.deadline
+        if live.watched is None or deadline < live.watched:
+            self.unwatch(live)
+            live.watched = deadline
+            self.sessions.watch(live.core, live.ended_elsewhere)
+            self._wake_at(deadline)
+
+    def unwatch(self, live: Live) -> None:
+        """No more."""
+        if live.watched is not None:
+            live.watched = None
+            self.sessions.unwatch(live.sid, live.ended_elsewhere)
+            handlers = self.sessions._handlers
+            if handlers is not None and not handlers.watches and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _wake_at(self, deadline: float) -> None:
+        delay = max(0.0, deadline - self.sessions._env.clock())
+        timer = self._timer
+        if timer is not None and timer.active():
+            if timer.getTime() <= self.reactor.seconds() + delay:
+                return
+            timer.cancel()
+        self._timer = self.reactor.callLater(delay, self._look)
+
+    def _look(self) -> None:
+        """Ask the store about the sessions whose known deadline has passed."""
+        self._timer = None
+        handlers = self.sessions._handlers
+        if handlers is None:
+            return
+        clock = self.sessions._env.clock
+        try:
+            looked = as_deferred(self.run(handlers.watches.check(clock())))
+        except Exception:
+            looked = as_deferred(Failure())
+
+        def again(_: Any) -> None:
+            following = handlers.watches.next_deadline()
+            if following is not None:
+                # A moment later, so that it is not looked at before it is over; and where the
+                # store is down not at once again.
+                self._wake_at(max(following, clock() + 1.0) if failed else following)
+
+        failed: list[bool] = []
+
+        def lost(failure: Failure) -> None:
+            failed.append(True)
+            log.failure("ends of sessions could not be looked for; again soon", failure)
+
+        looked.addErrback(lost).addCallback(again)
+
+    # Locks.
+
+    def lock(self, entry: Entry, wait: float, lease: float) -> Deferred[Any]:
+        """Take the lock of a session for a request; fires with its face."""
+        live = entry.live
+        if live.lock is not None and live.lock.entry is entry:
+            return as_deferred(live.face)
+        if live.core.is_new or not live.shared:
+            raise Conflict(
+                "exclusive() is for a session that is in the store; there is nothing to lock yet"
+            )
+        owner, env = self.sessions._owner(), self.sessions._env
+        held = Lock(entry, owner, lease)
+        turn: Deferred[None] = Deferred()
+        # The requests of this process take turns here, and only then ask the store.
+        if live.lock is None:
+            live.lock = held
+            turn.callback(None)
+        else:
+            live.locking.append(turn)
+            timer = self.reactor.callLater(wait, self._give_up_turn, live, turn, wait)
+            turn.addBoth(lambda answer: (timer.active() and timer.cancel(), answer)[1])
+
+        def mine(_: Any) -> Any:
+            live.lock = held
+            return self.commit(entry)
+
+        def committed(_: Any) -> Any:
+            return self.run(ending.acquire(live.sid, owner, lease, env, wait))
+
+        def acquired(got: bool) -> Any:
+            if not got:
+                raise Conflict(
+                    f"another request has held the lock of session {live.sid} for {wait:g} s; "
+                    "try again"
+                )
+            return self.run(flows.open_session(_own(entry), env))
+
+        def looked(opened: Opened) -> Any:
+            record = opened.record
+            if record is None or live.over:
+                raise Conflict(f"session {live.sid} ended while its lock was waited for")
+            if live.core._record is None or record.version > live.core._record.version:
+                live.core.rebase(record, opened.data)  # type: ignore[attr-defined]
+                live.face._refresh()
+            return live.face
+
+        def lost(failure: Failure) -> Any:
+            return as_deferred(self.unlock(entry)).addCallback(lambda _: failure)
+
+        turn.addCallback(mine).addCallback(committed).addCallback(acquired).addCallback(looked)
+        return turn.addErrback(lost)
+
+    def _give_up_turn(self, live: Live, turn: Deferred[None], wait: float) -> None:
+        live.locking.remove(turn)
+        turn.errback(
+            Conflict(
+                f"another request has held the lock of session {live.sid} for {wait:g} s; try again"
+            )
+        )
+
+    def still_locked(self, entry: Entry) -> Any:
+        """Make sure, before the commit, that nobody else can have had the lock meanwhile.
+
+        Raises:
+            Conflict: its lease ran out.
+        """
+        lock = entry.live.lock
+        assert lock is not None
+        sid, lease = entry.live.sid, lock.lease
+
+        def extended(mine: bool) -> None:
+            if not mine:
+                raise Conflict(
+                    f"the lock of session {sid} ran out after {lease:g} s, and what was done "
+                    "under it is not kept; give exclusive() a longer lease"
+                )
+
+        answer = self.run(ending.extend(sid, lock.owner, lease, self.sessions._env))
+        if isinstance(answer, Deferred):
+            return answer.addCallback(extended)
+        return extended(answer)
+
+    def unlock(self, entry: Entry) -> Any:
+        """Give the lock back that a request has; at once, or a Deferred."""
+        live = entry.live
+        lock = live.lock
+        if lock is None or lock.entry is not entry:
+            return None
+
+        def released(answer: Any) -> None:
+            if isinstance(answer, Failure):
+                # It ends by itself.
+                log.failure("the lock of session {sid} is held on", answer, sid=live.sid)
+            live.lock = None
+            if live.locking:
+                live.locking.popleft().callback(None)
+
+        try:
+            answer = self.run(ending.release(live.sid, lock.owner, self.sessions._env))
+        except SojournError:
+            answer = Failure()
+        if isinstance(answer, Deferred):
+            return answer.addBoth(released)
+        return released(answer)
+
+
+def _own(entry: Entry) -> list[Token]:
+    token = entry.opened.token
+    if token is None:
+        raise ConfigurationError("the request has no session that could be locked")
+    return [token]
+
+
+def _tells(done: Committed) -> bool:
+    return done.token is not None or done.sealed is not None or done.cleared
+
+
+def _owe(entry: Entry, done: Committed) -> None:
+    """Note what the browser is to be told in a request's answer."""
+    owed = Committed(done.token, done.sealed, done.max_age, done.cleared)
+    before = entry.owed
+    if before is not None:
+        if owed.token is None and owed.sealed is None and not owed.cleared:
+            owed.token, owed.sealed, owed.max_age = before.token, before.sealed, before.max_age
+        owed.cleared |= before.cleared
+    entry.owed = owed
+
+
+def _with_owed(entry: Entry, done: Committed, late: bool) -> Committed:
+    """Add what earlier commits have to tell the browser: they had no answer yet."""
+    if _tells(done):
+        _owe(entry, done)
+    owed = entry.owed
+    if late or owed is None:
+        return done
+    told: Committed = Committed(
+        token=owed.token,
+        sealed=owed.sealed,
+        max_age=owed.max_age,
+        cleared=owed.cleared,
+        wrote=done.wrote,
+        retries=done.retries,
+        overwritten=done.overwritten,
+        dropped=done.dropped,
+        events=done.events,
+    )
+    return told

@@ -1,0 +1,616 @@
+"""The request: loads the session before anything is looked for, commits before anything leaves.
+
+`write`, `registerProducer` and `finish` wait behind a gate until the session is committed, if it
+was used, and only where the store makes them wait. What the application calls meanwhile is done
+afterwards, in its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web import http, server
+
+from sojourn.core.record import Client
+from sojourn.core.session import Opened
+from sojourn.errors import Conflict, SojournError, StoreUnavailable
+from sojourn.manager import Committed
+from sojourn.web.failure import ANSWERED, NOT_COMMITTED, failure_of, too_late
+from sojourn.web.headers import with_session
+from sojourn.web.twisted._log import log
+from sojourn.web.twisted.realm import Entry, Realm
+from sojourn.web.twisted.session import CURRENT, durable
+
+__all__ = ["DurableRequest", "Request", "adopt", "durable_factory"]
+
+_COOKIES = (b"TWISTED_SESSION", b"TWISTED_SECURE_SESSION")
+
+
+class DurableRequest:
+    """What makes a request class one with durable sessions; put before the class."""
+
+    _realm: Realm | None = None
+    """Whose sessions; None: the stock ones."""
+    _cookie: str | None = None
+    _opened: dict[bool, Opened | StoreUnavailable] | None = None
+    _entries: dict[bool, Entry] | None = None
+    """Its uses of sessions, by whether it is the one of https."""
+    _former: list[Entry] | None = None
+    """Those of sessions that have ended in this request."""
+    _waiting: list[Callable[[], object]] | None = None
+    """What the application has called since a commit began; None: no commit is under way."""
+    _passed = False
+    """The head may leave."""
+    _broken = False
+    """Nothing more is committed."""
+    _replaced = False
+    """It was answered, and nothing more of the application's is sent."""
+    _finishing = False
+    _refusal: BaseException | None = None
+
+    # Loading.
+
+    def process(self) -> None:
+        """Load the session if a cookie came, then go on as usual."""
+        site = self.channel.site  # type: ignore[attr-defined]
+        realm = getattr(site, "_realm", None)
+        if realm is not None:
+            self._realm = realm
+            waiting = self._load()
+            if waiting is not None:
+                waiting.addCallback(lambda _: self._go_on(super(DurableRequest, self).process))
+                return
+        super().process()  # type: ignore[misc]
+
+    def _go_on(self, process: Callable[[], object]) -> None:
+        # The client may have gone meanwhile.
+        if not self._disconnected:  # type: ignore[attr-defined]
+            process()
+
+    def _load(self) -> Deferred[Any] | None:
+        """Look the session up; None: there is nothing to wait for."""
+        realm = self._realm
+        assert realm is not None
+        names = realm.sessions.cookie.name_for
+        cookie = self._cookie_header()
+        if not cookie or (names[False] not in cookie and names[True] not in cookie):
+            return None
+        if self._opened is None:
+            self._opened = {}
+        try:
+            if realm.port.inline:
+                return None
+        except SojournError as error:
+            self._opened = dict.fromkeys((False, True), _unavailable(error))
+            return None
+        secure = bool(self.isSecure())  # type: ignore[attr-defined]
+        wanted = [secure]
+        if secure and names[False] != names[True] and names[False] + "=" in cookie:
+            wanted.append(False)
+        last: Deferred[Any] | None = None
+        for https in wanted:
+            loading = realm.load(cookie, https)
+            loading.addBoth(self._loaded, https)
+            before = last
+            last = loading if before is None else before.addCallback(lambda _, d=loading: d)
+        return last
+
+    def _loaded(self, found: Any, https: bool) -> None:
+        assert self._opened is not None
+        if isinstance(found, Failure):
+            found = _unavailable(found.value)
+        self._opened[https] = found
+
+    def _cookie_header(self) -> str:
+        cookie = self._cookie
+        if cookie is None:
+            lines = self.requestHeaders.getRawHeaders(b"cookie") or ()  # type: ignore[attr-defined]
+            cookie = self._cookie = b"; ".join(lines).decode("latin-1")
+        return cookie
+
+    # The session.
+
+    def getSession(self, sessionInterface: Any = None, forceNotSecure: bool = False) -> Any:
+        """Return the session, or the component of an interface that it has.
+
+        Raises:
+            StoreUnavailable: the store did not answer; left to Twisted it becomes a 503.
+        """
+        realm = self._realm
+        if realm is None:
+            # Never processed by a site: made by hand, in a test.
+            return super().getSession(sessionInterface, forceNotSecure)  # type: ignore[misc]
+        secure = bool(self.isSecure()) and not forceNotSecure  # type: ignore[attr-defined]
+        session = self._by_hand(secure)
+        if session is None:
+            session = self._durable_session(realm, secure)
+        if sessionInterface:
+            return session.getComponent(sessionInterface)
+        return session
+
+    def _durable_session(self, realm: Realm, secure: bool) -> Any:
+        entries = self._entries
+        if entries is None:
+            entries = self._entries = {}
+        entry = entries.get(secure)
+        if entry is not None and entry.live.over:
+            # Ended in this request, or elsewhere: go on with a fresh one.
+            self._former = [*(self._former or ()), entry]
+            opened: Opened | StoreUnavailable | None = Opened(realm.sessions._env.clock())
+            entry = None
+            cookie = ""
+        else:
+            cookie = self._cookie_header()
+            opened = (self._opened or {}).get(secure)
+            if opened is None and not (realm.sessions._carried or cookie):
+                opened = Opened(realm.sessions._env.clock())
+        if entry is None:
+            if isinstance(opened, StoreUnavailable):
+                opened = self._without(realm, opened)
+            try:
+                entry = realm.enter(
+                    self, opened, cookie, secure, self._client(), self._make_session
+                )
+            except StoreUnavailable as error:
+                self._refusal = error
+                raise
+            entries[secure] = entry
+            setattr(self, "_secureSession" if secure else "_insecureSession", entry.live.face)
+        face = entry.live.face
+        face.touch()
+        return face
+
+    def _without(self, realm: Realm, error: StoreUnavailable) -> Opened:
+        try:
+            return realm.sessions._without(error)
+        except StoreUnavailable:
+            self._refusal = error
+            raise
+
+    def _make_session(self, live: Any) -> Any:
+        site = self.site  # type: ignore[attr-defined]
+        session = durable(site.sessionFactory(site, live.sid.encode()))
+        session._bind(live)
+        return session
+
+    def _client(self) -> Client:
+        address = getattr(self.client, "host", None)  # type: ignore[attr-defined]
+        agent = self.requestHeaders.getRawHeaders(b"user-agent")  # type: ignore[attr-defined]
+        return Client(
+            address if isinstance(address, str) else "",
+            agent[-1].decode("latin-1") if agent else "",
+        )
+
+    def _by_hand(self, secure: bool) -> Any:
+        """Return the session that the application has put into `site.sessions` itself, if any."""
+        by_hand = getattr(getattr(self.site, "sessions", None), "by_hand", None)  # type: ignore[attr-defined]
+        if not by_hand:
+            return None
+        name = b"_".join([_COOKIES[secure], *getattr(self, "sitepath", ())])
+        session = by_hand.get(self.getCookie(name))  # type: ignore[attr-defined]
+        if session is not None:
+            session.touch()
+            setattr(self, "_secureSession" if secure else "_insecureSession", session)
+        return session
+
+    def render(self, resrc: Any) -> None:
+        """Render a resource; for its time this is the request that speaks for the session."""
+        token = CURRENT.set(self)
+        try:
+            super().render(resrc)  # type: ignore[misc]
+        finally:
+            CURRENT.reset(token)
+
+    # The gate.
+
+    def write(self, data: bytes) -> None:
+        """Write to the answer; the first bytes leave when the session is committed."""
+        if self._passed and self._waiting is None:
+            super().write(data)  # type: ignore[misc]
+            return
+        if self._replaced:
+            return
+        if self._waiting is not None:
+            if not isinstance(data, bytes):
+                raise TypeError(f"write() takes bytes, not {type(data).__name__}")
+            if self._finishing:
+                raise RuntimeError(
+                    "Request.write called on a request after Request.finish was called."
+                )
+            self._waiting.append(lambda: self.write(data))
+        elif self.startedWriting or self._inFakeHead:  # type: ignore[attr-defined]
+            super().write(data)  # type: ignore[misc]
+        elif not self._entries or self._disconnected:  # type: ignore[attr-defined]
+            self._merge_cookies()
+            super().write(data)  # type: ignore[misc]
+        else:
+            if not isinstance(data, bytes):
+                raise TypeError(f"write() takes bytes, not {type(data).__name__}")
+            self._gate(lambda: self.write(data), head=True)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Take a producer, when the session is committed."""
+        register = super().registerProducer  # type: ignore[misc]
+        if self._replaced:
+            producer.stopProducing()
+        elif (
+            (self._waiting is None and (self._passed or self.startedWriting or not self._entries))  # type: ignore[attr-defined]
+            or self._disconnected  # type: ignore[attr-defined]
+        ):
+            register(producer, streaming)
+        else:
+            if streaming:
+                producer.pauseProducing()
+            waiting = _Producer(self, producer, streaming, register)
+            if self._waiting is not None:
+                self._waiting.append(waiting)
+            else:
+                self._gate(waiting, head=False)
+
+    def unregisterProducer(self) -> None:
+        """Let a producer go."""
+        for step in self._waiting or ():
+            if isinstance(step, _Producer) and not step.gone:
+                step.gone = True
+                return
+        if self.producer is not None or self._waiting is None:  # type: ignore[attr-defined,has-type]
+            super().unregisterProducer()  # type: ignore[misc]
+
+    def finish(self) -> None:
+        """End the answer, when the session is committed."""
+        if self._replaced:
+            return
+        if self._waiting is not None and not self._disconnected:  # type: ignore[attr-defined]
+            if self._finishing:
+                super().finish()  # type: ignore[misc]
+                return
+            self._finishing = True
+            self._waiting.append(self._finish)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._finishing = False
+        if not self._entries or self._disconnected or self.finished:  # type: ignore[attr-defined]
+            if not self.startedWriting:  # type: ignore[attr-defined]
+                self._merge_cookies()
+            super().finish()  # type: ignore[misc]
+        elif not self.startedWriting and not self._passed:  # type: ignore[attr-defined]
+            self._finishing = True
+            self._gate(self._finish, head=True)
+        else:
+            self._commit_rest(self._end)
+
+    def _end(self) -> None:
+        self._leave()
+        self._passed = True
+        super().finish()  # type: ignore[misc]
+
+    def _gate(self, then: Callable[[], object], head: bool) -> None:
+        """Commit, then do what was to be done, and what was called meanwhile."""
+        self._waiting = [then]
+        realm = self._realm
+        assert realm is not None
+        if self.code >= 500 and not realm.sessions.commit_on_error:  # type: ignore[attr-defined]
+            self._give_up()
+        try:
+            result = self._commit()
+        except Exception:
+            result = Failure()
+        if isinstance(result, Deferred):
+            result.addBoth(self._committed, head)
+        else:
+            self._committed(result, head)
+
+    def _committed(self, result: Any, head: bool) -> None:
+        if self._disconnected:  # type: ignore[attr-defined]
+            if isinstance(result, Failure):
+                log.failure("what an interrupted request changed is lost", result)
+            self._drop_waiting()
+            return
+        if isinstance(result, Failure):
+            self._refuse(result)
+            return
+        if head:
+            self._set_headers(result)
+            self._passed = True
+        self._release()
+
+    def _release(self) -> None:
+        waiting = self._waiting
+        self._waiting = None
+        while waiting:
+            waiting.pop(0)()
+            if self._waiting is not None and waiting:
+                # It waits again, and so does what comes after it.
+                self._waiting.extend(waiting)
+                return
+
+    def _drop_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        for step in waiting or ():
+            if isinstance(step, _Producer) and not step.gone:
+                step.gone = True
+                step.producer.stopProducing()
+        self._leave()
+
+    def _uses(self) -> list[Entry]:
+        return [*(self._former or ()), *(self._entries or {}).values()]
+
+    def _commit(self, late: bool = False) -> Any:
+        """Commit all its sessions; what is to be told, by whether it is the one of https."""
+        told: dict[bool, Committed] = {}
+        uses = iter([(entry, self._is_of_https(entry)) for entry in self._uses()])
+
+        def step(_: Any = None) -> Any:
+            for entry, https in uses:
+                done = self._commit_one(entry, late)
+                if isinstance(done, Deferred):
+                    return done.addCallback(note, https).addCallback(step)
+                note(done, https)
+            return told
+
+        def note(done: Committed, https: bool) -> None:
+            before = told.get(https)
+            if before is not None:
+                # One ended in this request, and a fresh one took its place.
+                done = Committed(
+                    token=done.token,
+                    sealed=done.sealed,
+                    max_age=done.max_age,
+                    cleared=before.cleared or done.cleared,
+                    dropped=done.dropped,
+                )
+            told[https] = done
+
+        return step()
+
+    def _is_of_https(self, entry: Entry) -> bool:
+        for https, one in (self._entries or {}).items():
+            if one is entry:
+                return https
+        return bool(self.isSecure())  # type: ignore[attr-defined]
+
+    def _commit_one(self, entry: Entry, late: bool) -> Any:
+        realm = self._realm
+        assert realm is not None
+        if not late and entry.outdated:
+            raise Conflict("a login came while this request was under way; send it again")
+        if self._broken:
+            return NOT_COMMITTED
+        live = entry.live
+        if live.lock is None or live.lock.entry is not entry:
+            return realm.commit(entry, late)
+
+        def commit(_: Any) -> Any:
+            return realm.commit(entry, late)
+
+        def unlock(result: Any) -> Any:
+            if isinstance(result, Failure):
+                self._give_up()
+            done = realm.unlock(entry)
+            return done.addCallback(lambda _: result) if isinstance(done, Deferred) else result
+
+        from sojourn.web.twisted.driver import as_deferred
+
+        try:
+            held = as_deferred(realm.still_locked(entry))
+        except SojournError:
+            held = as_deferred(Failure())
+        return held.addCallback(commit).addBoth(unlock)
+
+    def _commit_rest(self, then: Callable[[], object]) -> None:
+        """Commit what was changed after the head; a failure can only be logged."""
+        try:
+            result = self._commit(late=True)
+        except Exception:
+            result = Failure()
+
+        def done(result: Any) -> None:
+            if isinstance(result, Failure):
+                log.failure("{uri}: what was changed is lost", result, uri=self.uri)  # type: ignore[attr-defined]
+            else:
+                for one in result.values():
+                    lost = too_late(one)
+                    if lost:
+                        log.error("{uri}: {lost}", uri=self.uri, lost=lost)  # type: ignore[attr-defined]
+            if self._waiting is not None:
+                self._waiting.insert(0, then)
+                if self._disconnected:  # type: ignore[attr-defined]
+                    self._drop_waiting()
+                else:
+                    self._release()
+            else:
+                then()
+
+        if isinstance(result, Deferred):
+            self._waiting = []
+            self._finishing = True
+            result.addBoth(done)
+        else:
+            done(result)
+
+    def _leave(self) -> None:
+        """Its use of sessions is over."""
+        realm = self._realm
+        for entry in self._uses():
+            assert realm is not None
+            if entry.live.lock is not None and entry.live.lock.entry is entry:
+                realm.unlock(entry)
+            realm.leave(entry)
+        self._entries = self._former = None
+
+    def connectionLost(self, reason: Any) -> None:
+        """Keep what an interrupted request changed."""
+        super().connectionLost(reason)  # type: ignore[misc]
+        if not self._entries or self._waiting is not None:
+            # A commit is under way already, and goes on.
+            return
+        self._commit_rest(self._leave)
+
+    # What is told.
+
+    def _set_headers(self, told: dict[bool, Committed]) -> None:
+        realm = self._realm
+        assert realm is not None
+        headers = self.responseHeaders  # type: ignore[attr-defined]
+        for https, done in told.items():
+            if done.dropped == "store":
+                # It goes on without; to try again at the end would only wait again.
+                self._broken = True
+            plain = [
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, values in headers.getAllRawHeaders()
+                for value in values
+            ]
+            before = set(plain)
+            after = with_session(plain, done, realm.sessions.cookie, https)
+            kept = set(after)
+            for name in {name for name, _ in before - kept}:
+                headers.removeHeader(name)
+                for one, value in after:
+                    if one == name:
+                        headers.addRawHeader(name, value)
+            for name, value in after:
+                if (name, value) not in before:
+                    if name == "Set-Cookie":
+                        self.cookies.append(value.encode("latin-1"))  # type: ignore[attr-defined]
+                    elif value not in (headers.getRawHeaders(name) or ()):
+                        headers.addRawHeader(name, value)
+        self._merge_cookies()
+
+    def _merge_cookies(self) -> None:
+        """Send the cookies that were set as raw headers too: those of WSGI and CGI applications."""
+        cookies: list[bytes] = self.cookies  # type: ignore[attr-defined]
+        if cookies:
+            raw = self.responseHeaders.getRawHeaders(b"set-cookie") or ()  # type: ignore[attr-defined]
+            cookies[:0] = [cookie for cookie in raw if cookie not in cookies]
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Answer for what was raised; nothing that the request did is kept then."""
+        error = reason.value
+        ours = error is self._refusal or isinstance(error, ANSWERED)
+        if ours and self._realm is not None and not self.startedWriting:  # type: ignore[attr-defined]
+            self._refuse(reason)
+            return reason
+        self._give_up()
+        result: Failure = super().processingFailed(reason)  # type: ignore[misc]
+        return result
+
+    def _give_up(self) -> None:
+        """Keep nothing of what was done, unless the operator wants that."""
+        realm = self._realm
+        if realm is None or realm.sessions.commit_on_error or self._broken:
+            return
+        self._broken = True
+        for entry in self._uses():
+            live = entry.live
+            if live.shared and live.entries == [entry] and not live.over:
+                live.core._abandon()
+                live.face._reset()
+
+    def _refuse(self, reason: Failure) -> None:
+        """Answer with an error of ours, in place of what the application has written so far."""
+        error = reason.value
+        for step in self._waiting or ():
+            if isinstance(step, _Producer) and not step.gone:
+                step.producer.stopProducing()
+        self._waiting = None
+        self._passed = self._broken = True
+        self._encoder = None
+        headers = self.responseHeaders  # type: ignore[attr-defined]
+        for name, _ in list(headers.getAllRawHeaders()):
+            if name.lower() not in (b"server", b"date"):
+                headers.removeHeader(name)
+        del self.cookies[:]  # type: ignore[attr-defined]
+        self.etag = self.lastModified = None
+        if isinstance(error, (StoreUnavailable, *ANSWERED)):
+            log.failure("{uri}: {error}", reason, uri=self.uri, error=str(error))  # type: ignore[attr-defined]
+            status, _, ours, body = failure_of(error)
+            self.setResponseCode(status)  # type: ignore[attr-defined]
+            for name, value in ours:
+                headers.setRawHeaders(name, [value])
+            super().write(body)  # type: ignore[misc]
+            self._leave()
+            super().finish()  # type: ignore[misc]
+        else:
+            super().processingFailed(reason)  # type: ignore[misc]
+            self._leave()
+        self._replaced = True
+
+
+class _Producer:
+    """A producer that waits to be registered."""
+
+    def __init__(
+        self, request: Any, producer: Any, streaming: bool, register: Callable[[Any, bool], object]
+    ) -> None:
+        self.request = request
+        self.producer = producer
+        self.streaming = streaming
+        self.register = register
+        self.gone = False
+
+    def __call__(self) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self.register(self.producer, self.streaming)
+        if self.streaming:
+            self.producer.resumeProducing()
+
+
+class Request(DurableRequest, server.Request):
+    """The stock request, with durable sessions."""
+
+
+def _unavailable(error: BaseException) -> StoreUnavailable:
+    if isinstance(error, StoreUnavailable):
+        return error
+    made = StoreUnavailable(f"the session could not be looked up: {error}")
+    made.__cause__ = error
+    return made
+
+
+_kinds: dict[type, type] = {}
+
+
+def _kind(cls: type) -> type:
+    made = _kinds.get(cls)
+    if made is None:
+        if cls is server.Request or cls is http.Request:
+            made = Request
+        else:
+            made = type(cls.__name__, (DurableRequest, cls), {"__module__": cls.__module__})
+        _kinds[cls] = made
+    return made
+
+
+def adopt(request: Any, realm: Realm) -> bool:
+    """Give a request of a stock site the sessions of a realm; False: it is none of Twisted's."""
+    if not isinstance(request, server.Request):
+        return False
+    if not isinstance(request, DurableRequest):
+        request.__class__ = _kind(type(request))
+    if not request._entries:  # type: ignore[attr-defined]
+        request._realm = realm  # type: ignore[attr-defined]
+    return True
+
+
+def durable_factory(factory: Any) -> Any:
+    """Return what makes durable requests in place of a request class, or of a function."""
+    if isinstance(factory, type) and issubclass(factory, DurableRequest):
+        return factory
+    if isinstance(factory, type) and issubclass(factory, server.Request):
+        return _kind(factory)
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        request = factory(*args, **kwargs)
+        if isinstance(request, server.Request) and not isinstance(request, DurableRequest):
+            request.__class__ = _kind(type(request))
+        return request
+
+    return make

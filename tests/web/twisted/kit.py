@@ -1,4 +1,4 @@
-"""A browser and a site in one process, over transports of memory: nothing waits but what is meant to."""
+"""A browser and a site in one process, over transports of memory; nothing waits by itself."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def parse(raw: bytes, *, head: bool = False) -> tuple[Answer, bytes]:
     top, _, rest = raw.partition(b"\r\n\r\n")
     lines = top.decode("latin-1").split("\r\n")
     status = int(lines[0].split()[1])
-    headers = [(name, value.strip()) for name, _, value in (one.partition(":") for one in lines[1:])]
+    headers = [
+        (name, value.strip()) for name, _, value in (one.partition(":") for one in lines[1:])
+    ]
     answer = Answer(status, headers)
     if head or status in (204, 304):
         return answer, rest
@@ -100,7 +102,12 @@ class Wire:
         self.protocol.makeConnection(self.transport)
 
     def send(
-        self, path: str = "/", cookie: str = "", method: str = "GET", body: bytes = b"", **headers: str
+        self,
+        path: str = "/",
+        cookie: str = "",
+        method: str = "GET",
+        body: bytes = b"",
+        **headers: str,
     ) -> None:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
         if cookie:

@@ -220,11 +220,21 @@ def test_a_logout_that_fails_is_none(site: Classic) -> None:
 
 def test_a_request_that_only_reads_writes_nothing(site: Classic) -> None:
     """Though these managers save at each request; a use is written once a touch interval."""
-    site.visit(increment)
+
+    def begin() -> str:
+        quixote.get_session().cart = ["apple"]
+        return increment()
+
+    def read() -> str:
+        session = quixote.get_session()
+        session.counter = int(str(session.counter))
+        return f"{session.cart} {session.counter}"
+
+    site.visit(begin)
     site.store.calls.clear()
     for _ in range(3):
         site.clock.advance(30.0)
-        site.visit(show)
+        assert site.visit(read).body == b"['apple'] 1"
     assert set(site.store.verbs) == {"load"}
     site.store.calls.clear()
     site.clock.advance(200.0)
@@ -799,6 +809,24 @@ def test_damage_in_a_foreign_store(caplog: pytest.LogCaptureFixture) -> None:
         assert not foreign.create(record)
         assert foreign.delete(sid, Ended(ENDED, "damaged", 1.0, 2.0))
         assert foreign.load(sid) is None
+
+
+def test_a_foreign_store_that_does_not_tell_cases_apart() -> None:
+    """As a database may compare: another sid than that asked for is nobody's."""
+
+    class Caseless(PickleStore):
+        def load_session(self, id: str, default: Any = None) -> Any:
+            return super().load_session(id.lower(), default)
+
+        def save_session(self, session: Any) -> None:
+            self.table[session.id.lower()] = pickle.dumps(session)
+
+    foreign = ForeignStore(Caseless())
+    record = new_record(1.0, sid="aB" * 10 + "CA")
+    foreign.create(record)
+
+    assert foreign.load(record.sid) == record
+    assert foreign.load(record.sid.swapcase()[:-1] + "A") is None
 
 
 def test_a_foreign_store_that_fails_is_not_there() -> None:

@@ -39,7 +39,9 @@ def make_app(
 
     def any_path(request: Any) -> Any:
         made = view(request)
-        return made if hasattr(made, "app_iter") else Response(_bytes(made), content_type="text/plain")
+        return (
+            made if hasattr(made, "app_iter") else Response(_bytes(made), content_type="text/plain")
+        )
 
     config.add_route("any", "/*path")
     config.add_view(any_path, route_name="any")
@@ -70,7 +72,9 @@ class PyramidSite(Site):
         def view(request: Any) -> Any:
             body = _bytes(handler(request.session))
             return Response(
-                app_iter=[body], status=status, headerlist=[("Content-Type", "text/plain"), *headers]
+                app_iter=[body],
+                status=status,
+                headerlist=[("Content-Type", "text/plain"), *headers],
             )
 
         app = make_app(SessionFactory(self.sessions), view, include=self.include)

@@ -12,7 +12,7 @@ with warnings.catch_warnings():
     # WebOb and Pyramid still import modules that Python and setuptools deprecate.
     warnings.simplefilter("ignore")
     import pyramid.config
-    import pyramid.testing
+    import pyramid.testing  # noqa: F401
     import pyramid_debugtoolbar  # noqa: F401
     import webtest  # noqa: F401
 

@@ -128,7 +128,8 @@ class SessionFactory:
         visit = Visit(sessions, session, environ, self.set_on_exception, taken)
         request.__dict__[_HERE] = session
         request.add_response_callback(visit.respond)
-        request.add_finished_callback(visit.finish)
+        if sessions.commit_on_error:
+            request.add_finished_callback(visit.fail)
         return session
 
     def includeme(self, config: Any) -> None:

@@ -57,10 +57,14 @@ class Session(CoreSession):
     """The answer is one of ours, and nothing of what the request did is kept."""
 
     def __init__(
-        self, env: Environment, load: Callable[[], Opened], client: Client = _NOBODY
+        self,
+        env: Environment,
+        load: Callable[..., Opened],
+        client: Client = _NOBODY,
+        *arguments: Any,
     ) -> None:
-        """Make one whose record `load` finds when it is first used, for that client."""
-        super().__init__(env, partial(_loaded, load), client)
+        """Make one whose record `load(*arguments)` finds when it is first used, for that client."""
+        super().__init__(env, partial(_loaded, load, *arguments), client)
         self._registry = None
         self._refused = False
 
@@ -115,6 +119,10 @@ class Session(CoreSession):
 
     # Messages lie where all frameworks find them. Pyramid's names for that are names for it here.
 
+    def flash(self, msg: Any, queue: str = "", allow_duplicate: bool = True) -> None:
+        """Keep a message for the next page that pops it."""
+        super().flash(msg, queue, allow_duplicate)
+
     if not TYPE_CHECKING:
 
         def __getitem__(self, key):
@@ -159,8 +167,8 @@ class Session(CoreSession):
         return component(self, interface, partial(factory, self))
 
 
-def _loaded(load: Callable[[], Opened]) -> Opened:
+def _loaded(load: Callable[..., Opened], *arguments: Any) -> Opened:
     try:
-        return load()
+        return load(*arguments)
     except StoreUnavailable as error:
         raise SessionUnavailable(error) from error

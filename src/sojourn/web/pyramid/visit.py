@@ -63,6 +63,8 @@ class Visit:
     def respond(self, request: Any, response: Any) -> None:
         """Commit, and set the cookie: a response callback."""
         self.response = response
+        # Now, so that it runs after those of the application.
+        request.add_finished_callback(self.finish)
         session, status = self.session, response.status_int
         if session.failure is not None and status >= 500 and not session._refused:
             # An error page was made out of the store's failure.
@@ -78,13 +80,15 @@ class Visit:
             return self.set_on_exception
         return status < 500 or self.sessions.commit_on_error
 
+    def fail(self, request: Any) -> None:
+        """Commit nevertheless what ended in an unhandled exception: a finished callback."""
+        if self.response is None and not self.session._refused:
+            self.end()
+
     def finish(self, request: Any) -> None:
         """Commit what was changed since, and watch the body: a finished callback."""
         response = self.response
-        if response is None:
-            # An unhandled exception: there is no answer of the application.
-            self.broke()
-        elif not self.broken:
+        if not self.broken:
             self._commit()
             if not self.broken and not _is_whole(response.app_iter, self.environ):
                 # To set a body takes the length away.
@@ -132,7 +136,7 @@ class Visit:
 
     def broke(self) -> None:
         """Keep what was done nevertheless where the operator wants that; and no more later."""
-        if not self.broken and self.sessions.commit_on_error and not self.session._refused:
+        if not self.broken and self.sessions.commit_on_error:
             self.end()
         self.broken = True
 

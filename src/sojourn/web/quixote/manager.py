@@ -131,8 +131,8 @@ class SessionManager:
             except SojournError as failure:
                 log.error("%r: what the request did is lost: %s", request.get_path(), failure)
         visit.leave()
-        refusal: SojournError | None = visit.core.failure
-        if refusal is None and isinstance(error, (StoreUnavailable, *ANSWERED)):
+        refusal: SojournError | None = visit.core.failure or visit.failure
+        if refusal is None and isinstance(error, ANSWERED):
             refusal = error
         if refusal is not None:
             self._refuse(request, visit, refusal)
@@ -175,8 +175,11 @@ class SessionManager:
         `quixote.get_session()` returns None.
         """
         request = quixote.get_request()
-        if request.session is not None:
-            request.session.sojourn.end("user")
+        session = request.session
+        if session is not None:
+            session.sojourn.end("user")
+            # What it stands for now is another one, and new.
+            session._visit.begun = False
         request.session = None
 
     def has_session_cookie(self, must_exist: bool = False) -> bool:
@@ -327,6 +330,8 @@ class SessionManager:
         log.error("%s %r: %s", request.get_method(), request.get_path(), error)
         request.response = Refusal(error)
         visit.leave()
+        # Or it would hold the frames that hold the session that holds it.
+        error.__traceback__ = None
 
 
 class _OfRequest(Visit):
@@ -337,9 +342,11 @@ class _OfRequest(Visit):
         https: whether the request came by https.
         former: name of a cookie of Session3 that the session was opened with; empty: of our own.
         worth: whether a new session is kept.
+        failure: why the lock could not be asked for.
     """
 
     worth = True
+    failure: StoreUnavailable | None = None
     _lock: contextlib.AbstractContextManager[core.Session] | None = None
 
     def __init__(
@@ -369,6 +376,9 @@ class _OfRequest(Visit):
         except SessionEnded:
             # By the request that was waited for. What is there now is what its visitor has.
             self.core = self.sessions.session(self.cookie, https=self.https, client=self.client)
+        except StoreUnavailable as error:
+            self.failure = error
+            raise
         else:
             self._lock = lock
 

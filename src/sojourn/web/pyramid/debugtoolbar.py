@@ -17,7 +17,7 @@ from pyramid_debugtoolbar.toolbar import (  # type: ignore[import-untyped]
     IToolbarWSGIApp,
 )
 
-from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.errors import SojournError
 from sojourn.web.pyramid.session import Session
 
 __all__ = ["REDACT", "SessionPanel", "add_panel"]
@@ -47,11 +47,10 @@ class SessionPanel(DebugPanel):  # type: ignore[misc]
         self._request = None
         if not isinstance(session, Session):
             self.data["rows"] = [("Session", "not used by this request")]
-            return
-        try:
+        elif session.failure is not None:
+            self.data["rows"] = [("Session", f"the store did not answer: {session.failure}")]
+        else:
             self.data["rows"] = list(self._rows(session))
-        except StoreUnavailable as error:
-            self.data["rows"] = [("Session", f"the store did not answer: {error}")]
 
     def _rows(self, session: Session) -> Iterator[tuple[str, str]]:
         if not session.loaded:

@@ -76,9 +76,11 @@ class Site:
     def request(self, page: Page, *, cookie: str | None = None, **more: Any) -> Answer:
         """Make one request through Quixote's WSGI form."""
         self.root.page = page
-        env = environ(cookie=self.cookie if cookie is None else cookie, **more)
-        env["wsgi.multithread"] = getattr(self.publisher, "is_thread_safe", False)
-        env["wsgi.multiprocess"] = False
+        server = {
+            "wsgi.multithread": getattr(self.publisher, "is_thread_safe", False),
+            "wsgi.multiprocess": False,
+        }
+        env = environ(cookie=self.cookie if cookie is None else cookie, **(server | more))
         return call_wsgi(validator(quixote.get_wsgi_app()), env)
 
     def visit(self, page: Page, **more: Any) -> Answer:

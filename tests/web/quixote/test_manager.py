@@ -667,6 +667,15 @@ def test_quixotes_settings_of_the_cookie(
     assert not fault or fault in site.log.getvalue()
 
 
+def test_a_store_that_does_not_fit_the_server(site: Site) -> None:
+    """Where processes would not see each other's sessions, no page works; the log says why."""
+    for more in ({"wsgi.multiprocess": True}, {"wsgi.run_once": True}, {"SCGI": "1"}):
+        assert site.request(quiet, **more).status == 500
+    assert site.log.getvalue().count("is for one process, and this server has several") == 3
+
+    assert site.request(quiet).status == 200
+
+
 def test_streams(site: Site) -> None:
     """What a streamed body changes is committed when it has ended; the cookie is long gone."""
     site.visit(count)

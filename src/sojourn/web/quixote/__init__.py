@@ -25,5 +25,13 @@ from __future__ import annotations
 from sojourn.web.quixote.manager import SessionManager
 from sojourn.web.quixote.publisher import ThreadSafePublisher
 from sojourn.web.quixote.session import DictSession, Session
+from sojourn.web.quixote.stores import ForeignStore, SessionStore
 
-__all__ = ["DictSession", "Session", "SessionManager", "ThreadSafePublisher"]
+__all__ = [
+    "DictSession",
+    "ForeignStore",
+    "Session",
+    "SessionManager",
+    "SessionStore",
+    "ThreadSafePublisher",
+]

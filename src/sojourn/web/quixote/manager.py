@@ -33,6 +33,7 @@ from sojourn.manager import SessionManager as Sessions
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, too_late
 from sojourn.web.quixote.answers import Failed, Refusal, tell
 from sojourn.web.quixote.session import Session, Visit
+from sojourn.web.quixote.stores import check_server
 from sojourn.web.session3 import token_of_id
 
 __all__ = ["SessionManager"]
@@ -231,7 +232,7 @@ class SessionManager:
                         opened = core.Opened(now, record, unseal(record, env))
                     except DamagedRecord:
                         continue
-                    yield self._other(core.Session(env, lambda opened=opened: opened))  # type: ignore[misc]
+                    yield self._other(core.Session(env, lambda opened=opened: opened))
             if len(page) < _PAGE:
                 return
             after = page[-1].sid
@@ -249,11 +250,12 @@ class SessionManager:
         return self.session_class._standing_on(Visit(session, begun=True))
 
     def _visit(self, request: Any) -> _OfRequest:
-        config = quixote.get_publisher().config
+        config, environ = quixote.get_publisher().config, request.environ
         if config is not self._checked:
             _check(config, self.sessions)
-            self._checked = config
-        environ = request.environ
+            with contextlib.suppress(StoreUnavailable):
+                check_server(self.sessions.store, environ)
+                self._checked = config
         https = environ.get("wsgi.url_scheme") == "https" or request.get_scheme() == "https"
         cookie = environ.get("HTTP_COOKIE") or ""
         former = ""

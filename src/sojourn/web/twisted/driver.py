@@ -4,7 +4,8 @@ How a call gets to the store depends on the store (`port_of`):
 
 * memory, or the cookie itself: made at once, in no other turn of the reactor;
 * SQLite: tried at once, and in a thread where it would have to wait for a lock;
-* a store whose methods return Deferreds (its class says `deferred = True`): as it is;
+* a store whose methods return Deferreds (its class says `deferred = True`): as it is; of a Redis
+  URL such a store is made, where txredisapi is installed;
 * a store with an asyncio client, where the asyncio reactor runs: as it is, on that loop;
 * any other: in threads of its own, so that slow work of the application never holds it up.
 """
@@ -27,7 +28,7 @@ from sojourn.core.calls import Bury, Call, Create, Delete, Due, Flow, Load, Paus
 from sojourn.core.calls import Touch as TouchCall
 from sojourn.core.expiry import expired_reason
 from sojourn.drivers import TRIES
-from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.errors import ConfigurationError, SojournError, StoreUnavailable
 from sojourn.handlers import Desk, Handler, Handlers
 from sojourn.manager import SessionManager
 from sojourn.stores.base import WouldBlock
@@ -175,12 +176,26 @@ def _make_port(sessions: SessionManager, reactor: Any) -> Port:
     elif asynchronous:
         # Says what is wrong and what to do.
         sessions.store  # noqa: B018
+    elif isinstance(given, str) and given.startswith(("redis", "unix:")):
+        native = _native_redis(given, reactor)
+        if native is not None:
+            return DeferredPort(native, reactor)
     store = sessions.store
     promises = store.promises
     if sessions._carried or (promises.inline and promises.survives == "nothing"):
         # Neither a disk nor a network: it never waits.
         return Port(store, reactor)
     return ThreadPort(store, reactor)
+
+
+def _native_redis(url: str, reactor: Any) -> Any:
+    """Return a Redis store on the reactor itself; None: txredisapi is missing, or cannot do it."""
+    try:
+        from sojourn.web.twisted.redis import TwistedRedisStore
+
+        return TwistedRedisStore(url, reactor)
+    except (ModuleNotFoundError, ConfigurationError):
+        return None
 
 
 def drive(flow: Flow[T], port: Port, handlers: Handlers | None = None) -> T | Deferred[T]:

@@ -278,7 +278,7 @@ class _Link:
                 answers.append(_of_redis_py(error))
             except txredisapi.RedisError as error:
                 for other in pending:
-                    other.addErrback(_ignore)  # type: ignore[unused-awaitable]
+                    other.addErrback(_ignore)
                 raise _of_redis_py(error) from error
         return answers
 
@@ -369,9 +369,7 @@ class _Link:
         seconds = seconds or self._settings.connect_timeout
         endpoint: Any
         if address is None:
-            endpoint = UNIXClientEndpoint(  # type: ignore[no-untyped-call]
-                self._reactor, options["path"], timeout=seconds
-            )
+            endpoint = UNIXClientEndpoint(self._reactor, options["path"], timeout=seconds)
         else:
             endpoint = HostnameEndpoint(self._reactor, *address, timeout=seconds)
             if self._target.tls:
@@ -452,7 +450,7 @@ def _tls(host: str, options: dict[str, Any]) -> Any:
         with open(options["ssl_ca_certs"], "rb") as file:
             pem = file.read()
         begin = b"-----BEGIN CERTIFICATE-----"
-        trust = ssl.trustRootFromCertificates(  # type: ignore[no-untyped-call]
+        trust = ssl.trustRootFromCertificates(
             [ssl.Certificate.loadPEM(begin + part) for part in pem.split(begin)[1:]]
         )
     mine = None
@@ -462,7 +460,7 @@ def _tls(host: str, options: dict[str, Any]) -> Any:
         if options.get("ssl_keyfile"):
             with open(options["ssl_keyfile"], "rb") as file:
                 pem += b"\n" + file.read()
-        mine = ssl.PrivateCertificate.loadPEM(pem)  # type: ignore[no-untyped-call]
+        mine = ssl.PrivateCertificate.loadPEM(pem)
     return ssl.optionsForClientTLS(host, trustRoot=trust, clientCertificate=mine)
 
 

@@ -250,6 +250,10 @@ class DurableSession:
         if not live.over:
             live.end(reason, self._entry(request))
             self._ended()
+            sessions = getattr(self.site, "sessions", None)  # type: ignore[attr-defined]
+            if type(sessions) is dict:
+                # Of a stock site, which the stock session is about to leave.
+                sessions[self.uid] = self
             super().expire()  # type: ignore[misc]
 
     logout = expire

@@ -58,24 +58,27 @@ class LiveSessions(MutableMapping[bytes, Any]):
         return sum(1 for _ in self)
 
 
-class DurableSite:
-    """What makes a Site one with durable sessions; put before the class."""
+class DurableSite(server.Site):
+    """What makes a Site one with durable sessions; put before the class.
+
+    It is a Site itself, or no other one could become one in place.
+    """
 
     _realm: Realm
 
     def _adopt(self, sessions: SessionManager | str | None) -> None:
         by_hand = dict(self.sessions)
         self._realm = realm_of(manager_of(sessions), getattr(self, "reactor", None))
-        self.sessions: MutableMapping[bytes, Any] = LiveSessions(self._realm, by_hand)
+        self.sessions = LiveSessions(self._realm, by_hand)  # type: ignore[assignment]
 
     def buildProtocol(self, addr: Any) -> Any:
         """Make a channel, whose requests have durable sessions."""
-        channel = super().buildProtocol(addr)  # type: ignore[misc]
-        channel.requestFactory = durable_factory(self.requestFactory)  # type: ignore[attr-defined]
+        channel = super().buildProtocol(addr)
+        channel.requestFactory = durable_factory(self.requestFactory)
         return channel
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        state: dict[str, Any] = super().__getstate__()
         state.pop("_realm", None)
         return state
 

@@ -1,0 +1,41 @@
+"""HTTP authentication (digest), once: from then on the session tells who it is, until it ends.
+
+$ twistd -n web --listen tcp:8880 --path examples/twisted
+
+Passwords are in httpd.password, beside this script: alice's is "swordfish".
+"""
+
+from twisted.cred.checkers import FilePasswordDB
+from twisted.cred.portal import IRealm, Portal
+from twisted.python.filepath import FilePath
+from twisted.web.guard import DigestCredentialFactory
+from twisted.web.resource import IResource, Resource
+from zope.interface import implementer
+
+from sojourn.web.twisted.guard import SessionGuard
+
+cache()
+
+
+class Home(Resource):
+    isLeaf = True
+
+    def __init__(self, user):
+        super().__init__()
+        self.user = user
+
+    def render_GET(self, request):
+        return b"Hello, " + self.user
+
+
+@implementer(IRealm)
+class Homes:
+    def requestAvatar(self, user, mind, *interfaces):
+        return IResource, Home(user), lambda: print("logout of", user.decode())
+
+
+passwords = FilePath(__file__).sibling("httpd.password").path
+portal = Portal(Homes(), [FilePasswordDB(passwords)])
+resource = SessionGuard(
+    portal, [DigestCredentialFactory(b"md5", b"example")], "sqlite:///sessions.db"
+)

@@ -1,0 +1,22 @@
+"""The same without `cache()`, kept under an unmodified server.
+
+$ cd examples/twisted
+$ twistd -n web --listen tcp:8880 --path .
+
+This script is run at each request, so its interface is in a module, which is imported once.
+"""
+
+from counting import ICounter
+from twisted.web.resource import Resource
+
+from sojourn.web.twisted import SessionResource
+
+
+class Count(Resource):
+    def render_GET(self, request):
+        counter = ICounter(request.getSession())
+        counter.value += 1
+        return b"Visit %d." % counter.value
+
+
+resource = SessionResource(Count(), "sqlite:///sessions.db")

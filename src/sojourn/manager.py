@@ -403,7 +403,9 @@ class SessionManager:
         """
         if self._carried:
             return self._carried_session(cookie, https, client, kind)
-        return kind(self._env, load or partial(self.open, cookie, https), client or _NOBODY)
+        if load is not None:
+            return kind(self._env, load, client or _NOBODY)
+        return kind(self._env, self.open, client or _NOBODY, cookie, https)
 
     def open(self, cookie: str, https: bool) -> Opened:
         """Find what a request's cookie opens.
@@ -493,7 +495,7 @@ class SessionManager:
         if store is None:
             return None
         if store.promises.inline and self._store is not None:
-            return Session(self._env, partial(self.open, cookie, https), client)
+            return Session(self._env, self.open, client, cookie, https)
         if not tokens_in(cookie, self.cookie.name_for[https]):
             env = self._env
             return Session(env, lambda: Opened(env.clock()), client)
@@ -622,7 +624,7 @@ class SessionManager:
         rules = msgspec.structs.replace(
             self._env.rules, handlers=self._env.rules.handlers | {event}
         )
-        self._env = self._env._replace(rules=rules)
+        self._env = msgspec.structs.replace(self._env, rules=rules)
         return handler
 
     # Sweeping.

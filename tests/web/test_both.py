@@ -368,7 +368,8 @@ def _matched(session: Session) -> bool:
 def test_every_name_of_a_session_is_tried() -> None:
     """The table above has every public name of a session and every operator of a mapping."""
     operators = {name for name in vars(Session) if name.startswith("__")} - {
-        *("__module__", "__doc__", "__slots__", "__init__", "__getattr__", "__reduce__"),
+        *("__module__", "__doc__", "__slots__", "__init__", "__reduce__"),
+        "__init_subclass__",
         *("__repr__", "__weakref__", "__abstractmethods__", "__parameters__", "__annotations__"),
         *("__static_attributes__", "__firstlineno__", "__orig_bases__", "__hash__"),
         # What zope.interface notes of a class.

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
 from struct import Struct as Layout
+from struct import error as LayoutError
 from typing import Any
 from zlib import crc32
 from zoneinfo import ZoneInfo
@@ -78,6 +79,7 @@ STORABLE = IMMUTABLE | {list, dict, tuple, set, frozenset}
 _ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None), bytes})
 _ATOMS_BUT_INT = _ATOMS - {int}
 _HEADER = Layout(">BII")
+_read_header = _HEADER.unpack_from
 _CRC = Layout("<I")
 CRC_RESIDUE = 0x2144DF1C
 """The CRC-32 of anything followed by its own CRC-32 in little-endian order."""
@@ -173,21 +175,19 @@ def decode_index(data: bytes) -> tuple[dict[str, int | None], int]:
     Raises:
         DamagedRecord: not of this codec, or flipped bits in the index, or cut short.
     """
-    if len(data) < 10:
-        raise DamagedRecord(f"{len(data)} bytes are too few for the data of a session")
-    version, check, length = _HEADER.unpack_from(data)
+    try:
+        version, check, length = _read_header(data)
+        start = 9 + length
+        raw = data[9:start]
+        if crc32(raw) == check and version == VERSION:
+            return _index_decode(raw), start
+    except (LayoutError, msgspec.DecodeError) as error:
+        raise DamagedRecord(f"the index of the data cannot be read: {error}") from None
     if version != VERSION:
         raise DamagedRecord(
             f"data of codec version {version}; this release reads version {VERSION}"
         )
-    start = 9 + length
-    raw = data[9:start]
-    if len(raw) != length or crc32(raw) != check:
-        raise DamagedRecord("the index of the data does not match its checksum")
-    try:
-        return _index_decode(raw), start
-    except msgspec.DecodeError as error:
-        raise DamagedRecord(f"the index of the data cannot be read: {error}") from None
+    raise DamagedRecord("the index of the data does not match its checksum")
 
 
 def segment(data: bytes, body: int, packed: int) -> bytes:

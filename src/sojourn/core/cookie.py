@@ -8,7 +8,7 @@ else a parser accepts is another spelling of the name for an attacker to use.
 from __future__ import annotations
 
 from sojourn.core.expiry import MAX_COOKIE_AGE
-from sojourn.core.token import Token, parse_token, token_at_start
+from sojourn.core.token import Token, match_token_at_start, parse_token
 from sojourn.errors import ConfigurationError
 
 __all__ = ["MAX_HEADER", "CookieSettings", "find", "only_token", "tokens_in"]
@@ -54,7 +54,8 @@ def only_token(header: str, start: str) -> Token | None:
     # The token must be the whole value, and no other cookie of the name may follow.
     if (before and before[-2:] != "; ") or start in rest or len(header) > MAX_HEADER:
         return None
-    return token_at_start(rest)
+    found = match_token_at_start(rest)
+    return None if found is None else Token(*found.groups())
 
 
 def tokens_in(header: str, name: str) -> list[Token]:

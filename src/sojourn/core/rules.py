@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -56,7 +55,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     persistent: bool = False
 
 
-class Environment(NamedTuple):
+class Environment(msgspec.Struct, frozen=True):
     """What a session needs besides its record: rules, the time, randomness."""
 
     rules: Rules

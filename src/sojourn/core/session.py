@@ -8,9 +8,10 @@ on first use, so that a request that does not touch its session costs nothing.
 from __future__ import annotations
 
 import enum
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -156,6 +157,7 @@ class Session(MutableMapping[str, Any]):
     __slots__ = (
         "__weakref__",
         "_active",
+        "_arguments",
         "_body",
         "_cache",
         "_client",
@@ -174,29 +176,41 @@ class Session(MutableMapping[str, Any]):
     _cache: dict[Any, Any]
     _index: dict[str, int | None]
     _body: int
+    _record: Record | None
+    _work: _Work | None
 
     def __init__(
         self,
         env: Environment,
-        load: Callable[[], Opened],
+        load: Callable[..., Opened],
         client: Client = _NOBODY,
+        *arguments: Any,
     ) -> None:
-        """Make one whose record `load` finds when it is first used, for that client."""
+        """Make one whose record `load(*arguments)` finds when it is first used, for that client."""
         self._env = env
-        self._load: Callable[[], Opened] | None = load
+        self._load: Callable[..., Opened] | None = load
+        self._arguments = arguments
         self._client = client
         self._failure: StoreUnavailable | None = None
         # What a commit has to tell the browser; kept for the one that is made at the head.
         self._owed: Any = None
+        self.__class__ = self._lazy
 
-    if not TYPE_CHECKING:  # Or every misspelt name would be one of these for type checkers.
+    # Slots are filled when they are first asked for, which makes "was the session looked at" and
+    # "was it used" facts that no method can forget to note. That is done by a class below each:
+    # a `__getattr__` makes all attributes slower, so an object has it only while it needs it.
 
-        def __getattr__(self, name: str) -> Any:
-            return self._fill(name)
+    _class: ClassVar[type[Session]]
+    """The class itself."""
+    _lazy: ClassVar[type[Session]]
+    """The same with slots that fill themselves."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__getattr__" not in cls.__dict__:
+            _make_lazy(cls)
 
     def _fill(self, name: str) -> Any:
-        # A slot that is not filled yet. It costs nothing once it is, and makes "was the session
-        # looked at" and "was it used" facts that no method of the mapping can forget to note.
         if name not in _LAZY:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if self._load is not None:
@@ -211,7 +225,7 @@ class Session(MutableMapping[str, Any]):
             # Asked once a request: limits of time add up otherwise.
             raise self._failure
         try:
-            opened = self._load()  # type: ignore[misc]
+            opened = self._load(*self._arguments)  # type: ignore[misc]
         except StoreUnavailable as error:
             self._failure = error
             raise
@@ -234,14 +248,15 @@ class Session(MutableMapping[str, Any]):
             self._index, self._body = decode_index(self._data)
         except DamagedRecord as error:
             self._give_up(error)
+        self.__class__ = self._class
 
     def _begin(self, record: Record | None, data: bytes) -> None:
         """Stand at the beginning for a record, or for a new session."""
-        self._record: Record | None = record
+        self._record = record
         self._data = data
         self._status = _NEW if record is None else _UNCHANGED
         self._active = False
-        self._work: _Work | None = None
+        self._work = None
 
     def _working(self) -> _Work:
         """Return where this request's doings are kept; a request that only reads has none."""
@@ -737,6 +752,7 @@ class Session(MutableMapping[str, Any]):
         if active:
             # To be read again on the next use, if there is one.
             del self._index, self._cache
+            self.__class__ = self._lazy
         if values or states:
             _bring_up_to_date(values, cache, data)
             cache = {key: cache[key] for key in values}
@@ -767,6 +783,7 @@ class Session(MutableMapping[str, Any]):
         self._begin(record, data)
         if active:
             del self._index, self._cache
+            self.__class__ = self._lazy
         self._active = active
 
     # Inside.
@@ -934,6 +951,20 @@ class Session(MutableMapping[str, Any]):
         self._cache[cls] = value
         self._status = TRANSITIONS[self._status, _WRITE]
 
+
+def _make_lazy(cls: type[Session]) -> None:
+    names = {
+        "__slots__": (),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__getattr__": lambda self, name: self._fill(name),
+    }
+    cls._class = cls
+    cls._lazy = types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(names))
+
+
+_make_lazy(Session)
 
 _LAZY = frozenset(
     {"_active", "_body", "_cache", "_data", "_index", "_opened", "_record", "_status", "_work"}

@@ -24,12 +24,12 @@ __all__ = [
     "drawn",
     "hash_secret",
     "is_sid",
+    "match_token_at_start",
     "name_to_sid",
     "new_secret",
     "new_sid",
     "parse_token",
     "same_hash",
-    "token_at_start",
 ]
 
 SID_LENGTH = 22
@@ -43,7 +43,8 @@ _SID = r"[A-Za-z0-9_-]{21}[AQgw]"
 _TOKEN = re.compile(rf"({_SID})\.([A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048])")
 _is_sid = re.compile(_SID).fullmatch
 _match_token = _TOKEN.fullmatch
-_match_token_at_start = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
+match_token_at_start = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
+"""Finds the halves of the token that a text begins with, up to a `;` or to its end."""
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
@@ -66,12 +67,6 @@ def parse_token(text: str) -> Token | None:
     if len(text) != TOKEN_LENGTH:
         return None
     found = _match_token(text)
-    return None if found is None else Token(*found.groups())
-
-
-def token_at_start(text: str) -> Token | None:
-    """Return the token that a text begins with, up to a `;` or to its end."""
-    found = _match_token_at_start(text)
     return None if found is None else Token(*found.groups())
 
 

@@ -215,7 +215,11 @@ def _record(row: tuple[Any, ...], sid: str) -> Record:
         if crc32(head) != CRC_RESIDUE:
             raise ValueError("its head does not match its checksum")
         record = _decode_fields(head[:-4])
-        if record.version != version or record.status not in _STATUSES or type(data) is not bytes:
+        if (
+            record.version != version
+            or not LIVE <= record.status <= MARK
+            or type(data) is not bytes
+        ):
             raise ValueError(
                 f"its head is of version {record.version} and status {record.status}, its row of "
                 f"version {version} and with data of type {type(data).__name__}"

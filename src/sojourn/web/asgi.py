@@ -54,7 +54,7 @@ class SessionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or serve one websocket."""
-        if scope["type"] not in ("http", "websocket") or self._excluded(scope):
+        if scope["type"] not in ("http", "websocket") or (self.exclude and self._excluded(scope)):
             await self.app(scope, receive, send)
             return
         sessions = self.sessions
@@ -87,14 +87,13 @@ class SessionMiddleware:
                 await request.finish()
             raise
         else:
-            await request.finish()
+            if session._load is None:
+                await request.finish()
         finally:
             # It leads to the server's `send`, and that perhaps back to the scope.
             scope.pop(COMMIT, None)
 
     def _excluded(self, scope: Scope) -> bool:
-        if not self.exclude:
-            return False
         path = scope["path"]
         return any(path == prefix or path.startswith(prefix + "/") for prefix in self.exclude)
 
@@ -107,16 +106,23 @@ class _Request:
     """One connection: holds the head back until the session is committed."""
 
     # Nothing here leads back to the scope, which leads here: a cycle would leave every request to
-    # the garbage collector. No slots: most requests never set what has a default here.
-    gone = False
-    """The client has gone."""
-    sent = False
-    _broken = False
-    """Nothing more is committed."""
-    _replaced = False
-    """Nothing more of the application's is sent."""
-    _head: Message | None = None
-    _lock: asyncio.Lock | None = None
+    # the garbage collector.
+    __slots__ = (
+        "_bodiless",
+        "_broken",
+        "_head",
+        "_lock",
+        "_path",
+        "_receive",
+        "_replaced",
+        "_send",
+        "_websocket",
+        "gone",
+        "https",
+        "sent",
+        "session",
+        "sessions",
+    )
 
     def __init__(
         self,
@@ -135,6 +141,13 @@ class _Request:
         self._bodiless = scope.get("method") == "HEAD"
         self._receive = receive
         self._send = send
+        # The client has gone.
+        self.gone = False
+        self.sent = False
+        # Nothing more is committed; and nothing more of the application's is sent.
+        self._broken = self._replaced = False
+        self._head: Message | None = None
+        self._lock: asyncio.Lock | None = None
 
     async def receive(self) -> Message:
         """Pass a message of the server on, and note when the client goes."""
@@ -167,8 +180,19 @@ class _Request:
                 and not message.get("body")
             ):
                 return
-            if await self._send_head(self._head):
-                await self._send(message)
+            session, head = self.session, self._head
+            if (
+                session._load is None
+                or session._failure is not None
+                or head.get("status", 200) >= 500
+            ):
+                if not await self._send_head(head):
+                    return
+            else:
+                # The session was not looked at, and the head goes as it is.
+                self.sent = True
+                await self._send(head)
+            await self._send(message)
         elif kind in ("websocket.close", "websocket.http.response.start"):
             if await self._send_head(message):
                 return
@@ -178,15 +202,16 @@ class _Request:
     async def _send_head(self, head: Message) -> bool:
         """Commit, then send the head; False: an answer of ours was sent in its place."""
         session, sessions = self.session, self.sessions
-        if session.failure is not None and head.get("status", 200) >= 500:
+        status = head.get("status", 200)
+        if status >= 500 and session.failure is not None:
             # The application made an error page of its own out of the store's failure.
             await self.fail(session.failure)
             return False
-        if head.get("status", 200) >= 500 and not sessions.commit_on_error:
+        if status >= 500 and not sessions.commit_on_error:
             # Frameworks make an error page of an exception before it gets here.
             self._broken = True
         closing = head["type"] == "websocket.close"
-        if session.loaded or session.failure is not None:
+        if session._load is None or session._failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
             try:
                 done = NOT_COMMITTED
@@ -253,7 +278,7 @@ class _Request:
 
     async def finish(self) -> None:
         """Commit what was changed after the head; a failure can only be logged."""
-        if self._broken or not self.session.loaded:
+        if self._broken or self.session._load is not None:
             return
         try:
             async with self._one_at_a_time():

@@ -69,16 +69,18 @@ class SessionMiddleware:
 class Request:
     """One request: holds the head back until the session is committed."""
 
-    # No slots: most requests never set what has a default here.
-    head: tuple[str, list[tuple[str, str]], Any] | None = None
-    sent = False
-    broken = False
-    """What the application did is not to be kept: it failed, or its answer was replaced."""
-    answer: list[bytes] | None = None
-    """The body of an answer of ours, in place of the application's."""
-    refused: StoreUnavailable | None = None
-    """What write() raised, because of that answer."""
-    write: Callable[[bytes], object] | None = None
+    __slots__ = (
+        "answer",
+        "broken",
+        "environ",
+        "head",
+        "refused",
+        "sent",
+        "session",
+        "sessions",
+        "start_response",
+        "write",
+    )
 
     def __init__(
         self, sessions: SessionManager, environ: WSGIEnvironment, start_response: StartResponse
@@ -86,6 +88,15 @@ class Request:
         self.sessions = sessions
         self.environ = environ
         self.start_response = start_response
+        self.head: tuple[str, list[tuple[str, str]], Any] | None = None
+        self.sent = False
+        # What the application did is not to be kept: it failed, or its answer was replaced.
+        self.broken = False
+        # The body of an answer of ours, in place of the application's.
+        self.answer: list[bytes] | None = None
+        # What write() raised, because of that answer.
+        self.refused: StoreUnavailable | None = None
+        self.write: Callable[[bytes], object] | None = None
         # Nothing of the session leads back to the environment or to here: a cycle would leave
         # every request to the garbage collector.
         get = environ.get
@@ -129,10 +140,10 @@ class Request:
             return None
         status, headers, exc_info = self.head
         session, sessions = self.session, self.sessions
-        if session.failure is not None and status[:1] == "5":
+        if status[:1] == "5" and session.failure is not None:
             # The application made an error page of its own out of the store's failure.
             return self.fail(session.failure)
-        if session.loaded or session.failure is not None:
+        if session._load is None or session._failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
             try:
                 done = NOT_COMMITTED if self.broken else sessions.commit(session)

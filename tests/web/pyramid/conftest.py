@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-with warnings.catch_warnings():
-    # WebOb and Pyramid still import modules that Python and setuptools deprecate.
-    warnings.simplefilter("ignore")
-    import pyramid.config
-    import pyramid.testing  # noqa: F401
-    import pyramid_debugtoolbar  # noqa: F401
-    import webtest  # noqa: F401
 
 from ...security.no_secrets import no_secret_is_logged as no_secret_is_logged
 from ..kit import Site

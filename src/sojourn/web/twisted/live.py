@@ -36,9 +36,7 @@ class Fork(Session):
     __slots__ = ()
 
     def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
-        active = self._active
-        self._begin(record, data)
-        self._active = active
+        self._reread(record, data)
 
 
 class LiveSession(Session):
@@ -112,9 +110,9 @@ class LiveSession(Session):
         work = self._work
         if work is None or not (work.handed or work.states or work.steps or work.cleared):
             # Nobody holds anything of it: to be read again on the next use.
-            self._cache  # noqa: B018 - fill them, to empty them
-            del self._index, self._cache
-            self._active = True
+            status = self._status
+            self._reread(record, data)
+            self._status, self._work = status, work
             return
         try:
             self._cache  # noqa: B018 - what counts as a use need not have read the values

@@ -171,9 +171,9 @@ def create_publisher(store: str | None = None) -> DemoPublisher:
     return DemoPublisher(Root(), session_manager=SessionManager(sessions, DemoSession))
 
 
-def make_app() -> Any:
+def make_app(store: str | None = None) -> Any:
     """Return the WSGI application."""
-    create_publisher()
+    create_publisher(store)
     return quixote.get_wsgi_app()
 
 

@@ -186,7 +186,7 @@ class SessionManager:
     def has_session_cookie(self, must_exist: bool = False) -> bool:
         """Tell whether the request came with a session cookie, or with one that is good."""
         visit: _OfRequest | None = getattr(quixote.get_request(), "sojourn_visit", None)
-        if visit is None or not tokens_in(visit.cookie, self.sessions.cookie.name_for[visit.https]):
+        if visit is None or not find(visit.cookie, self.sessions.cookie.name_for[visit.https]):
             return False
         return not (must_exist and visit.core.is_new)
 
@@ -262,7 +262,7 @@ class SessionManager:
         if cookie:
             _hide_secrets(request, config.session_cookie_name)
             name = self.sessions.cookie.name_for[https]
-            if not tokens_in(cookie, name):
+            if not (tokens_in(cookie, name) or self.sessions._carried):
                 # An id that Session3 gave out; where it was taken over, it opens the session once.
                 for value in find(cookie, config.session_cookie_name):
                     token = token_of_id(value.strip('"'))

@@ -222,12 +222,13 @@ def test_a_request_that_only_reads_writes_nothing(site: Classic) -> None:
     """Though these managers save at each request; a use is written once a touch interval."""
 
     def begin() -> str:
-        quixote.get_session().cart = ["apple"]
+        session = quixote.get_session()
+        session.cart, session.price = ["apple"], 1.5
         return increment()
 
     def read() -> str:
         session = quixote.get_session()
-        session.counter = int(str(session.counter))
+        session.price = float(str(session.price))  # equal, and another object
         return f"{session.cart} {session.counter}"
 
     site.visit(begin)

@@ -1,5 +1,8 @@
 """What operators and account pages ask of a manager, answered by Deferreds."""
 
+# Twisted has few types; and a Deferred with a callback need not be awaited.
+# mypy: disable-error-code="no-untyped-call,unused-awaitable"
+
 from __future__ import annotations
 
 from collections.abc import Callable

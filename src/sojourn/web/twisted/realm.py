@@ -4,6 +4,9 @@ One for each manager, so that several Sites (on several ports, or one inside ano
 is live. Everything here happens in the reactor's thread.
 """
 
+# Twisted has few types; and a Deferred with a callback need not be awaited.
+# mypy: disable-error-code="no-untyped-call,unused-awaitable"
+
 from __future__ import annotations
 
 from collections import deque
@@ -110,7 +113,8 @@ class Live:
 
     def __init__(self, realm: Realm, core: Session, sid: str) -> None:
         self.realm = realm
-        self.core = core
+        # A `LiveSession`, or a session of one request.
+        self.core: Any = core
         self.sid = sid
         self.face: DurableSession = None  # type: ignore[assignment]
         self.entries: list[Entry] = []
@@ -140,7 +144,7 @@ class Live:
         if self.over or not self.shared:
             return
         self.pinned = True
-        self.core.keep()  # type: ignore[attr-defined]
+        self.core.keep()
         self.realm.watch(self)
 
     def forget(self) -> None:
@@ -312,7 +316,7 @@ class Realm:
                 known.forget()
                 known = None
             elif core._record is None or record.version > core._record.version:
-                known.core.rebase(record, opened.data)  # type: ignore[attr-defined]
+                known.core.rebase(record, opened.data)
                 known.face._refresh()
             if known is not None and opened.notes:
                 core._working().notes.extend(opened.notes)
@@ -364,12 +368,12 @@ class Realm:
                 return _with_owed(entry, sessions.commit(core, late=late), late)
             if core._settled():
                 return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
-            fork = core.fork(entry.opened)  # type: ignore[attr-defined]
+            fork = core.fork(entry.opened)
         except BaseException:
             self._next(live, None)
             raise
 
-        def failed(error: BaseException) -> Any:
+        def failed(error: Any) -> Any:
             if isinstance(error, StoreUnavailable):
                 try:
                     done = sessions._uncommitted(error, fork)
@@ -398,9 +402,14 @@ class Realm:
             raise
         if not isinstance(result, Deferred):
             return self._next(live, committed(result))
-        result.addErrback(lambda failure: failed(failure.value))
-        result.addCallback(committed)
-        return result.addBoth(lambda answer: self._next(live, answer))
+
+        def unanswered(failure: Failure) -> Any:
+            return failed(failure.value)
+
+        waiting: Deferred[Any] = result
+        waiting.addErrback(unanswered)
+        waiting.addCallback(committed)
+        return waiting.addBoth(lambda answer: self._next(live, answer))
 
     def _next(self, live: Live, answer: Any) -> Any:
         """Let the next one commit who waits for that."""
@@ -422,7 +431,7 @@ class Realm:
                 speaker.generation = record.generation
             elif before is None:
                 entry.generation = record.generation
-            core.join(fork)  # type: ignore[attr-defined]
+            core.join(fork)
             if done.retries:
                 live.face._refresh()
             if live.pinned:
@@ -552,7 +561,7 @@ class Realm:
             if record is None or live.over:
                 raise Conflict(f"session {live.sid} ended while its lock was waited for")
             if live.core._record is None or record.version > live.core._record.version:
-                live.core.rebase(record, opened.data)  # type: ignore[attr-defined]
+                live.core.rebase(record, opened.data)
                 live.face._refresh()
             return live.face
 

@@ -5,10 +5,13 @@ was used, and only where the store makes them wait. What the application calls m
 afterwards, in its order.
 """
 
+# Twisted has few types; and a Deferred with a callback need not be awaited.
+# mypy: disable-error-code="no-untyped-call,unused-awaitable"
+
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -26,10 +29,16 @@ from sojourn.web.twisted.session import CURRENT, durable
 
 __all__ = ["DurableRequest", "Request", "adopt", "durable_factory"]
 
+if TYPE_CHECKING:
+    _Base = server.Request
+else:
+    # It is put before the class, whichever it is.
+    _Base = object
+
 _COOKIES = (b"TWISTED_SESSION", b"TWISTED_SECURE_SESSION")
 
 
-class DurableRequest:
+class DurableRequest(_Base):
     """What makes a request class one with durable sessions; put before the class."""
 
     _realm: Realm | None = None
@@ -55,19 +64,18 @@ class DurableRequest:
 
     def process(self) -> None:
         """Load the session if a cookie came, then go on as usual."""
-        site = self.channel.site  # type: ignore[attr-defined]
-        realm = getattr(site, "_realm", None)
+        realm = getattr(self.channel.site, "_realm", None)  # type: ignore[attr-defined]
         if realm is not None:
             self._realm = realm
             waiting = self._load()
             if waiting is not None:
                 waiting.addCallback(lambda _: self._go_on(super(DurableRequest, self).process))
                 return
-        super().process()  # type: ignore[misc]
+        super().process()
 
     def _go_on(self, process: Callable[[], object]) -> None:
         # The client may have gone meanwhile.
-        if not self._disconnected:  # type: ignore[attr-defined]
+        if not self._disconnected:
             process()
 
     def _load(self) -> Deferred[Any] | None:
@@ -86,7 +94,7 @@ class DurableRequest:
         except SojournError as error:
             self._opened = dict.fromkeys((False, True), _unavailable(error))
             return None
-        secure = bool(self.isSecure())  # type: ignore[attr-defined]
+        secure = bool(self.isSecure())
         wanted = [secure]
         if secure and names[False] != names[True] and names[False] + "=" in cookie:
             wanted.append(False)
@@ -94,8 +102,7 @@ class DurableRequest:
         for https in wanted:
             loading = realm.load(cookie, https)
             loading.addBoth(self._loaded, https)
-            before = last
-            last = loading if before is None else before.addCallback(lambda _, d=loading: d)
+            last = loading if last is None else last.addCallback(_wait_for(loading))
         return last
 
     def _loaded(self, found: Any, https: bool) -> None:
@@ -107,7 +114,7 @@ class DurableRequest:
     def _cookie_header(self) -> str:
         cookie = self._cookie
         if cookie is None:
-            lines = self.requestHeaders.getRawHeaders(b"cookie") or ()  # type: ignore[attr-defined]
+            lines = self.requestHeaders.getRawHeaders(b"cookie") or ()
             cookie = self._cookie = b"; ".join(lines).decode("latin-1")
         return cookie
 
@@ -122,8 +129,8 @@ class DurableRequest:
         realm = self._realm
         if realm is None:
             # Never processed by a site: made by hand, in a test.
-            return super().getSession(sessionInterface, forceNotSecure)  # type: ignore[misc]
-        secure = bool(self.isSecure()) and not forceNotSecure  # type: ignore[attr-defined]
+            return super().getSession(sessionInterface, forceNotSecure)
+        secure = bool(self.isSecure()) and not forceNotSecure
         session = self._by_hand(secure)
         if session is None:
             session = self._durable_session(realm, secure)
@@ -171,14 +178,14 @@ class DurableRequest:
             raise
 
     def _make_session(self, live: Any) -> Any:
-        site = self.site  # type: ignore[attr-defined]
+        site: Any = self.site
         session = durable(site.sessionFactory(site, live.sid.encode()))
         session._bind(live)
         return session
 
     def _client(self) -> Client:
-        address = getattr(self.client, "host", None)  # type: ignore[attr-defined]
-        agent = self.requestHeaders.getRawHeaders(b"user-agent")  # type: ignore[attr-defined]
+        address = getattr(self.client, "host", None)
+        agent = self.requestHeaders.getRawHeaders(b"user-agent")
         return Client(
             address if isinstance(address, str) else "",
             agent[-1].decode("latin-1") if agent else "",
@@ -186,11 +193,11 @@ class DurableRequest:
 
     def _by_hand(self, secure: bool) -> Any:
         """Return the session that the application has put into `site.sessions` itself, if any."""
-        by_hand = getattr(getattr(self.site, "sessions", None), "by_hand", None)  # type: ignore[attr-defined]
+        by_hand = getattr(getattr(self.site, "sessions", None), "by_hand", None)
         if not by_hand:
             return None
         name = b"_".join([_COOKIES[secure], *getattr(self, "sitepath", ())])
-        session = by_hand.get(self.getCookie(name))  # type: ignore[attr-defined]
+        session = by_hand.get(self.getCookie(name))
         if session is not None:
             session.touch()
             setattr(self, "_secureSession" if secure else "_insecureSession", session)
@@ -200,7 +207,7 @@ class DurableRequest:
         """Render a resource; for its time this is the request that speaks for the session."""
         token = CURRENT.set(self)
         try:
-            super().render(resrc)  # type: ignore[misc]
+            super().render(resrc)
         finally:
             CURRENT.reset(token)
 
@@ -209,7 +216,7 @@ class DurableRequest:
     def write(self, data: bytes) -> None:
         """Write to the answer; the first bytes leave when the session is committed."""
         if self._passed and self._waiting is None:
-            super().write(data)  # type: ignore[misc]
+            super().write(data)
             return
         if self._replaced:
             return
@@ -221,11 +228,11 @@ class DurableRequest:
                     "Request.write called on a request after Request.finish was called."
                 )
             self._waiting.append(lambda: self.write(data))
-        elif self.startedWriting or self._inFakeHead:  # type: ignore[attr-defined]
-            super().write(data)  # type: ignore[misc]
-        elif not self._entries or self._disconnected:  # type: ignore[attr-defined]
+        elif self.startedWriting or self._inFakeHead:
+            super().write(data)
+        elif not self._entries or self._disconnected:
             self._merge_cookies()
-            super().write(data)  # type: ignore[misc]
+            super().write(data)
         else:
             if not isinstance(data, bytes):
                 raise TypeError(f"write() takes bytes, not {type(data).__name__}")
@@ -233,13 +240,12 @@ class DurableRequest:
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Take a producer, when the session is committed."""
-        register = super().registerProducer  # type: ignore[misc]
+        register = super().registerProducer
         if self._replaced:
             producer.stopProducing()
         elif (
-            (self._waiting is None and (self._passed or self.startedWriting or not self._entries))  # type: ignore[attr-defined]
-            or self._disconnected  # type: ignore[attr-defined]
-        ):
+            self._waiting is None and (self._passed or self.startedWriting or not self._entries)
+        ) or self._disconnected:
             register(producer, streaming)
         else:
             if streaming:
@@ -256,16 +262,16 @@ class DurableRequest:
             if isinstance(step, _Producer) and not step.gone:
                 step.gone = True
                 return
-        if self.producer is not None or self._waiting is None:  # type: ignore[attr-defined,has-type]
-            super().unregisterProducer()  # type: ignore[misc]
+        if self.producer is not None or self._waiting is None:
+            super().unregisterProducer()
 
     def finish(self) -> None:
         """End the answer, when the session is committed."""
         if self._replaced:
             return
-        if self._waiting is not None and not self._disconnected:  # type: ignore[attr-defined]
+        if self._waiting is not None and not self._disconnected:
             if self._finishing:
-                super().finish()  # type: ignore[misc]
+                super().finish()
                 return
             self._finishing = True
             self._waiting.append(self._finish)
@@ -274,11 +280,11 @@ class DurableRequest:
 
     def _finish(self) -> None:
         self._finishing = False
-        if not self._entries or self._disconnected or self.finished:  # type: ignore[attr-defined]
-            if not self.startedWriting:  # type: ignore[attr-defined]
+        if not self._entries or self._disconnected or self.finished:
+            if not self.startedWriting:
                 self._merge_cookies()
-            super().finish()  # type: ignore[misc]
-        elif not self.startedWriting and not self._passed:  # type: ignore[attr-defined]
+            super().finish()
+        elif not self.startedWriting and not self._passed:
             self._finishing = True
             self._gate(self._finish, head=True)
         else:
@@ -287,14 +293,14 @@ class DurableRequest:
     def _end(self) -> None:
         self._leave()
         self._passed = True
-        super().finish()  # type: ignore[misc]
+        super().finish()
 
     def _gate(self, then: Callable[[], object], head: bool) -> None:
         """Commit, then do what was to be done, and what was called meanwhile."""
         self._waiting = [then]
         realm = self._realm
         assert realm is not None
-        if self.code >= 500 and not realm.sessions.commit_on_error:  # type: ignore[attr-defined]
+        if self.code >= 500 and not realm.sessions.commit_on_error:
             self._give_up()
         try:
             result = self._commit()
@@ -306,7 +312,7 @@ class DurableRequest:
             self._committed(result, head)
 
     def _committed(self, result: Any, head: bool) -> None:
-        if self._disconnected:  # type: ignore[attr-defined]
+        if self._disconnected:
             if isinstance(result, Failure):
                 log.failure("what an interrupted request changed is lost", result)
             self._drop_waiting()
@@ -372,7 +378,7 @@ class DurableRequest:
         for https, one in (self._entries or {}).items():
             if one is entry:
                 return https
-        return bool(self.isSecure())  # type: ignore[attr-defined]
+        return bool(self.isSecure())
 
     def _commit_one(self, entry: Entry, late: bool) -> Any:
         realm = self._realm
@@ -411,15 +417,15 @@ class DurableRequest:
 
         def done(result: Any) -> None:
             if isinstance(result, Failure):
-                log.failure("{uri}: what was changed is lost", result, uri=self.uri)  # type: ignore[attr-defined]
+                log.failure("{uri}: what was changed is lost", result, uri=self.uri)
             else:
                 for one in result.values():
                     lost = too_late(one)
                     if lost:
-                        log.error("{uri}: {lost}", uri=self.uri, lost=lost)  # type: ignore[attr-defined]
+                        log.error("{uri}: {lost}", uri=self.uri, lost=lost)
             if self._waiting is not None:
                 self._waiting.insert(0, then)
-                if self._disconnected:  # type: ignore[attr-defined]
+                if self._disconnected:
                     self._drop_waiting()
                 else:
                     self._release()
@@ -445,7 +451,7 @@ class DurableRequest:
 
     def connectionLost(self, reason: Any) -> None:
         """Keep what an interrupted request changed."""
-        super().connectionLost(reason)  # type: ignore[misc]
+        super().connectionLost(reason)
         if not self._entries or self._waiting is not None:
             # A commit is under way already, and goes on.
             return
@@ -456,7 +462,7 @@ class DurableRequest:
     def _set_headers(self, told: dict[bool, Committed]) -> None:
         realm = self._realm
         assert realm is not None
-        headers = self.responseHeaders  # type: ignore[attr-defined]
+        headers = self.responseHeaders
         for https, done in told.items():
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.
@@ -477,27 +483,27 @@ class DurableRequest:
             for name, value in after:
                 if (name, value) not in before:
                     if name == "Set-Cookie":
-                        self.cookies.append(value.encode("latin-1"))  # type: ignore[attr-defined]
+                        self.cookies.append(value.encode("latin-1"))
                     elif value not in (headers.getRawHeaders(name) or ()):
                         headers.addRawHeader(name, value)
         self._merge_cookies()
 
     def _merge_cookies(self) -> None:
         """Send the cookies that were set as raw headers too: those of WSGI and CGI applications."""
-        cookies: list[bytes] = self.cookies  # type: ignore[attr-defined]
+        cookies: list[bytes] = self.cookies
         if cookies:
-            raw = self.responseHeaders.getRawHeaders(b"set-cookie") or ()  # type: ignore[attr-defined]
+            raw = self.responseHeaders.getRawHeaders(b"set-cookie") or ()
             cookies[:0] = [cookie for cookie in raw if cookie not in cookies]
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Answer for what was raised; nothing that the request did is kept then."""
         error = reason.value
         ours = error is self._refusal or isinstance(error, ANSWERED)
-        if ours and self._realm is not None and not self.startedWriting:  # type: ignore[attr-defined]
+        if ours and self._realm is not None and not self.startedWriting:
             self._refuse(reason)
             return reason
         self._give_up()
-        result: Failure = super().processingFailed(reason)  # type: ignore[misc]
+        result: Failure = super().processingFailed(reason)
         return result
 
     def _give_up(self) -> None:
@@ -521,23 +527,23 @@ class DurableRequest:
         self._waiting = None
         self._passed = self._broken = True
         self._encoder = None
-        headers = self.responseHeaders  # type: ignore[attr-defined]
+        headers = self.responseHeaders
         for name, _ in list(headers.getAllRawHeaders()):
             if name.lower() not in (b"server", b"date"):
                 headers.removeHeader(name)
-        del self.cookies[:]  # type: ignore[attr-defined]
+        del self.cookies[:]
         self.etag = self.lastModified = None
         if isinstance(error, (StoreUnavailable, *ANSWERED)):
-            log.failure("{uri}: {error}", reason, uri=self.uri, error=str(error))  # type: ignore[attr-defined]
+            log.failure("{uri}: {error}", reason, uri=self.uri, error=str(error))
             status, _, ours, body = failure_of(error)
-            self.setResponseCode(status)  # type: ignore[attr-defined]
-            for name, value in ours:
-                headers.setRawHeaders(name, [value])
-            super().write(body)  # type: ignore[misc]
+            self.setResponseCode(status)
+            for title, value in ours:
+                headers.setRawHeaders(title, [value])
+            super().write(body)
             self._leave()
-            super().finish()  # type: ignore[misc]
+            super().finish()
         else:
-            super().processingFailed(reason)  # type: ignore[misc]
+            super().processingFailed(reason)
             self._leave()
         self._replaced = True
 
@@ -567,7 +573,11 @@ class Request(DurableRequest, server.Request):
     """The stock request, with durable sessions."""
 
 
-def _unavailable(error: BaseException) -> StoreUnavailable:
+def _wait_for(waiting: Deferred[Any]) -> Callable[[Any], Deferred[Any]]:
+    return lambda _: waiting
+
+
+def _unavailable(error: BaseException | None) -> StoreUnavailable:
     if isinstance(error, StoreUnavailable):
         return error
     made = StoreUnavailable(f"the session could not be looked up: {error}")
@@ -591,12 +601,13 @@ def _kind(cls: type) -> type:
 
 def adopt(request: Any, realm: Realm) -> bool:
     """Give a request of a stock site the sessions of a realm; False: it is none of Twisted's."""
-    if not isinstance(request, server.Request):
+    kind = type(request)
+    if not issubclass(kind, server.Request):
         return False
-    if not isinstance(request, DurableRequest):
-        request.__class__ = _kind(type(request))
-    if not request._entries:  # type: ignore[attr-defined]
-        request._realm = realm  # type: ignore[attr-defined]
+    if not issubclass(kind, DurableRequest):
+        request.__class__ = _kind(kind)
+    if not request._entries:
+        request._realm = realm
     return True
 
 

@@ -7,11 +7,14 @@ A session that was made by hand (`Session(site, uid)`, `site.makeSession()`) has
 core: it is of this process only, and does what the stock one does.
 """
 
+# Twisted has few types; and a Deferred with a callback need not be awaited.
+# mypy: disable-error-code="no-untyped-call,unused-awaitable"
+
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.web import server
@@ -29,6 +32,12 @@ from sojourn.web.twisted.live import LiveSession
 from sojourn.web.twisted.realm import Entry, Live
 
 __all__ = ["CURRENT", "DurableSession", "Session", "durable"]
+
+if TYPE_CHECKING:
+    _Base = server.Session
+else:
+    # It is put before the class, whichever it is.
+    _Base = object
 
 CURRENT: ContextVar[Any] = ContextVar("sojourn.web.twisted.request", default=None)
 """The request that is rendered at the moment."""
@@ -120,7 +129,7 @@ class _NoCall:
     delay = reset
 
 
-class DurableSession:
+class DurableSession(_Base):
     """What makes a session class a durable one; put before the class by `durable`."""
 
     _sojourn: Live | None = None
@@ -148,7 +157,8 @@ class DurableSession:
     def _core(self) -> CoreSession:
         live = self._sojourn
         if live is not None:
-            return live.core
+            shared: CoreSession = live.core
+            return shared
         core = self._sojourn_core
         if core is None:
             # Made by hand: a session of its own, that nobody commits.
@@ -198,7 +208,7 @@ class DurableSession:
         """The sid, as bytes: safe to print and to log. Whoever asks for it has it kept."""
         live = self._sojourn
         if live is not None and live.shared and not live.over:
-            live.core.keep()  # type: ignore[attr-defined]
+            live.core.keep()
         return vars(self)["uid"]  # type: ignore[no-any-return]
 
     @uid.setter
@@ -208,7 +218,7 @@ class DurableSession:
     def startCheckingExpiration(self) -> None:
         """Nothing to start: no session has a timer."""
         if self._sojourn is None:
-            super().startCheckingExpiration()  # type: ignore[misc]
+            super().startCheckingExpiration()
         else:
             self._expireCall = _NoCall()
 
@@ -220,14 +230,14 @@ class DurableSession:
                 _call(callback, live.sid)
                 return
             live.pin()
-        super().notifyOnExpire(callback)  # type: ignore[misc]
+        super().notifyOnExpire(callback)
 
     def touch(self) -> None:
         """Count as a use; written at most once a touch interval."""
-        super().touch()  # type: ignore[misc]
+        super().touch()
         live = self._sojourn
         if live is not None and live.shared and not live.over:
-            live.core.use()  # type: ignore[attr-defined]
+            live.core.use()
 
     def expire(self) -> None:
         """End the session for good. Harmless where it has ended already."""
@@ -244,17 +254,17 @@ class DurableSession:
         """
         live = self._sojourn
         if live is None:
-            if self.site is None or self.site.sessions.get(self.uid) is self:  # type: ignore[attr-defined]
-                super().expire()  # type: ignore[misc]
+            if self.site is None or self.site.sessions.get(self.uid) is self:
+                super().expire()
             return
         if not live.over:
             live.end(reason, self._entry(request))
             self._ended()
-            sessions = getattr(self.site, "sessions", None)  # type: ignore[attr-defined]
+            sessions = getattr(self.site, "sessions", None)
             if type(sessions) is dict:
                 # Of a stock site, which the stock session is about to leave.
                 sessions[self.uid] = self
-            super().expire()  # type: ignore[misc]
+            super().expire()
 
     logout = expire
 
@@ -271,7 +281,7 @@ class DurableSession:
         """Return the component of an interface, as the session keeps it."""
         live = self._sojourn
         if live is None or components.schema_of(interface) is None:
-            found = super().getComponent(interface, default)  # type: ignore[misc]
+            found = super().getComponent(interface, default)
             if live is not None and found is not default and found is not self:
                 self._hold_local(interface)
             return found
@@ -286,13 +296,13 @@ class DurableSession:
             return made
         found = components.hold(core, interface, made, keep=True)
         if getattr(made, "multiComponent", False):
-            self.addComponent(made)  # type: ignore[attr-defined]
+            self.addComponent(made)
         return found
 
     def setComponent(self, interface: Any, component: Any) -> None:
         """Let this be the component of an interface."""
         if self._sojourn is None or components.schema_of(interface) is None:
-            super().setComponent(interface, component)  # type: ignore[misc]
+            super().setComponent(interface, component)
             if self._sojourn is not None:
                 self._hold_local(interface)
             return
@@ -301,7 +311,7 @@ class DurableSession:
     def unsetComponent(self, interface: Any) -> None:
         """Forget the component of an interface."""
         if self._sojourn is None or components.schema_of(interface) is None:
-            super().unsetComponent(interface)  # type: ignore[misc]
+            super().unsetComponent(interface)
             return
         components.drop(self._writable(), interface)
 

@@ -1,9 +1,12 @@
 """The site: `SessionSite(resource, sessions)`, or `install(site, sessions)` on one that exists."""
 
+# Twisted has few types; and a Deferred with a callback need not be awaited.
+# mypy: disable-error-code="no-untyped-call,unused-awaitable"
+
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.web import server
 
@@ -13,6 +16,12 @@ from sojourn.web.twisted.request import Request, durable_factory
 from sojourn.web.twisted.session import Session
 
 __all__ = ["LiveSessions", "SessionSite", "install"]
+
+if TYPE_CHECKING:
+    _Base = server.Site
+else:
+    # It is put before the class, whichever it is.
+    _Base = object
 
 
 class LiveSessions(MutableMapping[bytes, Any]):

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as changed
 
+from sojourn import SessionManager
 from sojourn.core.calls import SAVED
-from sojourn.core.record import ENDED, Ended, Record
+from sojourn.core.record import ENDED, ENDING, Ended, Record
 from sojourn.errors import StoreUnavailable
 from sojourn.stores.redis import AsyncRedisStore, RedisStore, afrom_url, from_url
-from sojourn.stores.redis.layout import SHARDS
+from sojourn.stores.redis.layout import SHARDS, user_hash
 from sojourn.testing import new_record, next_version
 from tests.stores.servers_redis import (
     Cluster,
@@ -409,6 +410,48 @@ async def test_an_end_is_confirmed(
         with replica.client() as client:
             client.execute_command("READONLY") if kind == "cluster" else None
             assert client.get(store.keys.record(other.sid))[3] == ENDED
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("handlers", [False, True])
+@pytest.mark.parametrize("kind", ["sentinels", "cluster"])
+async def test_the_end_of_all_is_confirmed(
+    kind: str,
+    handlers: bool,
+    make: Callable[..., Both],
+    prefix: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """An end of all that no replica confirmed fails again, though nothing is left to be ended.
+
+    So it is for who asks in another process, and with handlers, until a replica has it.
+    """
+    servers = request.getfixturevalue(f"redis_{kind}")
+    settings = {"prefix": prefix, "wait": 1, "wait_timeout": 0.4}
+
+    async def end_all(store: Both) -> list[str]:
+        manager = SessionManager(store.store, idle_timeout=1000)
+        if handlers:
+            manager.on_ended(lambda session, reason: None)
+        if inspect.iscoroutinefunction(store.store.load):
+            return await manager.aend_all("alice")
+        return await asyncio.to_thread(manager.end_all, "alice")
+
+    record = new_record(NOW, user="alice")
+    async with make(servers.url, **settings) as store, make(servers.url, **settings) as another:
+        assert await store("create", record)
+        with replica_of(servers, store.keys.record(record.sid)).hung():
+            await seconds(end_all(store), "0 of 1 replicas confirmed it")
+            assert (await store("load", record.sid)).status == (ENDING if handlers else ENDED)
+            for one in (store, another):
+                await seconds(end_all(one), "0 of 1 replicas confirmed it")
+
+        assert await end_all(another) == []
+        assert await end_all(store) == []
+        if not handlers:
+            index = store.keys.user(user_hash("alice"))
+            server = servers.primary() if kind == "sentinels" else servers.primary_of(index)
+            assert server.ask("ZCARD", index) == 0
 
 
 @pytest.mark.anyio

@@ -130,6 +130,10 @@ class Keys:
         base = self._bases[sid[0]]
         return (f"{base}s:{sid}", base + "due", base + "0", base + "1", base + "2", base + "3")
 
+    def waited(self, sid: str) -> str:
+        """Return the key that is written so that there is something to wait for."""
+        return self._bases[sid[0]] + "w"
+
     def records(self, shard: str) -> str:
         """Return what the keys of all records of a shard begin with."""
         return self._bases[shard] + "s:"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["CLAIM", "CREATE", "DELETE", "ENTER", "FORGET", "REPLACE", "TOUCH", "Script"]
+__all__ = ["CLAIM", "CONFIRM", "CREATE", "DELETE", "ENTER", "FORGET", "REPLACE", "TOUCH", "Script"]
 
 
 class Script:
@@ -169,6 +169,9 @@ move(tonumber(wanted))
 return {1, user}
 """
 )
+
+# KEYS mark: writes, for who waits then until replicas have it and all that came before.
+CONFIRM = Script("redis.call('SET', KEYS[1], '', 'PX', 60000) return 1")
 
 # KEYS due set0 set1 set2 set3 what-the-keys-of-records-begin-with
 # ARGV now due-again ttl sid...

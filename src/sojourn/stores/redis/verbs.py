@@ -7,7 +7,8 @@ user, is first entered in that user's index; one that ends is taken out of it af
 **The index of a user** is never behind: a session is entered before the record that names the user
 can be seen. It may be ahead, after a crash in between, so readers compare with the record, and take
 out what has been there for an hour without belonging there. A session that ended for good is taken
-out at once, as its sid never comes back. (A `MARK`'s may, so it is left to the readers.)
+out at once, as its sid never comes back. (A `MARK`'s may, so it is left to the readers.) Where
+replicas are to confirm an end, it is taken out when they have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from sojourn.core.calls import GONE, SAVED, Outcome
-from sojourn.core.record import Ended, Record
+from sojourn.core.record import ENDED, ENDING, Ended, Record
 from sojourn.errors import DamagedRecord, StoreUnavailable
 from sojourn.stores.redis import scripts
 from sojourn.stores.redis.layout import (
@@ -138,6 +139,7 @@ class Verbs:
         """Prepare the names of keys."""
         self.settings = settings
         self.keys = Keys(settings.prefix)
+        self._confirms = settings.wait > 0 or settings.aof
 
     def _life(self, record: Record) -> int:
         """Return the time to live of a live record, in the server's milliseconds.
@@ -211,11 +213,10 @@ class Verbs:
         reason, at, due = "", 0.0, 0.0
         if ended is not None:
             status, reason, at, due = ended.status, ended.reason, ended.at, ended.due
-        confirm = self.settings.wait > 0 or self.settings.aof
         keys = self.keys.all_of(sid)
         answer = yield Run(
             scripts.DELETE,
-            (*keys, f"{keys[1][:-3]}w"),
+            (*keys, self.keys.waited(sid)),
             (
                 sid,
                 status,
@@ -223,10 +224,10 @@ class Verbs:
                 _TIMES(at, due),
                 repr(due),
                 milliseconds(max(due - at, 0.0) + self.settings.overdue),
-                int(confirm),
+                int(self._confirms),
             ),
             sid,
-            confirm,
+            self._confirms,
         )
         if not answer:
             return False
@@ -339,7 +340,9 @@ class Verbs:
         while sids and len(page) < limit:
             missing = limit - len(page)
             some, sids = sids[:missing], sids[missing:]
-            of_user = yield from self._read(some, user, _STATUSES)
+            found = yield from self._read(some, None, _STATUSES)
+            yield from self._settle(user, found)
+            of_user = [record for record in found if record.user == user]
             yield from self._clean(user, some, [record.sid for record in of_user])
             page += [record for record in of_user if record.status in wanted]
         return page
@@ -348,6 +351,20 @@ class Verbs:
         index = self.keys.user(user_hash(user))
         found = yield Batch([("ZRANGE", index, 0, -1)])
         return sorted(sid.decode() for sid in found[0] or ())
+
+    def _settle(self, user: str, found: list[Record]) -> Steps[None]:
+        """See to sessions that are over and yet in the index; take out what never comes back.
+
+        Whoever ended them may have been told that no replica had confirmed it. So this waits again:
+        who asks what is left of a user must not hear "nothing" of what a failover may bring back.
+        """
+        over = [record.sid for record in found if record.status in (ENDING, ENDED)]
+        if self._confirms:
+            for sid in {sid[0]: sid for sid in over}.values():
+                yield Run(scripts.CONFIRM, (self.keys.waited(sid),), (), sid, True)
+        gone = [record.sid for record in found if record.status == ENDED and record.user != user]
+        if gone:
+            yield self._leave(user_hash(user), 0, gone)
 
     def _clean(self, user: str, sids: list[str], belong: list[str]) -> Steps[None]:
         """Take out of the index what has long been there without belonging there."""
@@ -377,7 +394,9 @@ class Verbs:
                 if head_user(head) == hashed
             ]
             number += sum(head[3] in wanted for _, head in of_user)
-            yield from self._clean(user, some, [sid for sid, _ in of_user])
+            # Whether the end of those that are over is confirmed, only a list looks at.
+            over = {sid for sid, head in zip(some, heads, strict=True) if _is_tombstone(head)}
+            yield from self._clean(user, some, [*over, *(sid for sid, _ in of_user)])
         return number
 
     def check(self) -> Steps[list[str]]:
@@ -439,6 +458,10 @@ def faults_of(info: dict[str, Any], settings: Settings) -> list[str]:
             "session can be confirmed; start replicas, or lower wait"
         )
     return [sentence for sentence in found if sentence]
+
+
+def _is_tombstone(head: bytes | None) -> bool:
+    return head is not None and head[3:4] == bytes([ENDED])
 
 
 def settled(answers: list[Any]) -> list[Any]:

@@ -422,6 +422,7 @@ def _replace(
         done.events.append(("renewed", record.sid, "login" if login else ""))
     elif (
         token is not None
+        and (record.persistent or loaded.persistent)
         and _max_age(record, 0) != _max_age(loaded, 0)
         # Never a secret that was renewed: it would take the place of the new one.
         and same_hash(hash_secret(token.secret), record.secret_hash)
@@ -429,11 +430,14 @@ def _replace(
         done.token = token
         done.max_age = _max_age(record, record.seen)
     session._saved(record, new_data, changes)
-    opened = msgspec.structs.replace(session._opened, token=token)
-    if token is not None and not same_hash(hash_secret(token.secret), record.secret_hash):
-        # Merged into what another request has renewed: its cookie is the one that counts.
-        opened = msgspec.structs.replace(opened, previous=True)
-    session._opened = opened
+    if record.secret_hash != loaded.secret_hash:
+        # Where it is not ours, it was merged into what another request has renewed, and that
+        # one's cookie counts.
+        ours = token is None or same_hash(hash_secret(token.secret), record.secret_hash)
+        opened = session._opened
+        session._opened = msgspec.structs.replace(
+            opened, token=token, previous=opened.previous or not ours
+        )
     if login and not (yield from _confirm_login(session, record, epoch, done, env)):
         return
     if secret and "renewed" in env.rules.handlers:

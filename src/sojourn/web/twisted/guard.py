@@ -116,13 +116,11 @@ class _Guard(Resource):
         """Log a user in who has just proved to be one."""
         user = avatar.decode("utf-8", "surrogateescape") if isinstance(avatar, bytes) else avatar
         session = request.getSession()
-        if session.user not in (None, user):
-            session.end("replaced", request=request)
-            session = request.getSession()
         claims = dict(session.claims) if session.user == user else {}
         claims[_CLAIM] = {**claims.get(_CLAIM, {}), self.name: avatar}
+        # The session of another user ends by that.
         session.login(user, request=request, **claims)
-        self._entered(found, session)
+        self._entered(found, request.getSession())
         return found[0], found[1], _nothing
 
 

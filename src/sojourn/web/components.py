@@ -488,8 +488,8 @@ def _fitting(field: Any, value: Any, made: Any) -> Any:
 def _converted(field: Any, value: Any) -> Any:
     if isinstance(value, bytes) and hasattr(field, "fromBytes"):
         return field.fromBytes(value)
-    if isinstance(value, str) and hasattr(field, "fromUnicode"):
-        return field.fromUnicode(value)
+    if isinstance(value, (str, bytes)) and hasattr(field, "fromUnicode"):
+        return field.fromUnicode(value if isinstance(value, str) else value.decode())
     wanted = getattr(field, "_type", None)
     kinds = wanted if isinstance(wanted, tuple) else (wanted,)
     for kind in kinds:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,38 +41,14 @@ from sojourn.web.session3 import token_of_id
 
 from ..kit import Answer, call_wsgi, environ
 from .conftest import Root
+from .fetched import session3 as session3
+from .fetched import session3_path as session3_path
 from .foreign import NoListStore, PickleStore, ShelfStore, TransactionStore
 
 Page = Callable[[], Any]
 
 
 # Two managers that are not ours, unchanged.
-
-
-@pytest.fixture(scope="session")
-def session3_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where Session3 itself lies; fetched, since it is nothing that anybody should depend on."""
-    path = str(tmp_path_factory.mktemp("session3"))
-    fetch = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    done = subprocess.run(
-        [*fetch, "--no-deps", "--target", path, "session3==3.4.1"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    if done.returncode:
-        pytest.skip("Session3 NOT TESTED: it could not be fetched")
-    return path
-
-
-@pytest.fixture
-def session3(session3_path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of Session3's manager and session."""
-    monkeypatch.syspath_prepend(session3_path)
-    manager = importlib.import_module("session3.SessionManager")
-    yield manager
-    for name in [name for name in sys.modules if name.partition(".")[0] == "session3"]:
-        del sys.modules[name]
 
 
 class QuixoteManager(BaseSessionManager):  # type: ignore[misc]
@@ -458,12 +434,18 @@ def test_our_manager_takes_their_cookies_over(session3: Any) -> None:
     manager = ours.SessionManager(site.sessions, Visitor)
     ours.ThreadSafePublisher(site.root, session_manager=manager)
     site.root.page = lambda: str(quixote.get_session().counter)
-    first = call_wsgi(quixote.get_wsgi_app(), environ(cookie=old))
+
+    def get(cookie: str) -> Answer:
+        env = environ(cookie=cookie)
+        env["wsgi.multiprocess"] = False
+        return call_wsgi(quixote.get_wsgi_app(), env)
+
+    first = get(old)
     assert (first.status, first.body) == (200, b"1")
     assert len(first.token) == 66
     site.clock.advance(11)
-    assert call_wsgi(quixote.get_wsgi_app(), environ(cookie=old)).body == b"0"
-    again = call_wsgi(quixote.get_wsgi_app(), environ(cookie=f"id={first.token}"))
+    assert get(old).body == b"0"
+    again = get(f"id={first.token}")
     assert (again.body, again.token) == (b"1", "")
 
 

@@ -200,11 +200,12 @@ def test_05_a_reader_meets_no_half_written_session(site: Any) -> None:
             thread.start()
             stack.callback(thread.join)
         stack.callback(over.set)
-        for _ in range(1000):
+        end = time.monotonic() + 60
+        while (len(seen) < 1000 or seen[-1] < 100) and time.monotonic() < end:
             session = sessions.session(cookie)
             seen.append(session["counter"])
     assert seen == sorted(seen)
-    assert seen[-1] > seen[0]
+    assert seen[-1] >= 100
 
 
 ADDS = """

@@ -179,7 +179,13 @@ def text(name: str) -> Any:
     return quixote.get_param(name, "")
 
 
-def make_app() -> Any:
+def create_publisher() -> ThreadSafePublisher:
+    """Return the publisher; Quixote's servers call it."""
     sessions = sojourn.SessionManager(os.environ.get("SESSIONS", "sqlite:///sessions.db"))
-    ThreadSafePublisher(Root(), session_manager=SessionManager(sessions, Visitor))
+    return ThreadSafePublisher(Root(), session_manager=SessionManager(sessions, Visitor))
+
+
+def make_app() -> Any:
+    """Return the WSGI application."""
+    create_publisher()
     return quixote.get_wsgi_app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import os
@@ -94,16 +95,11 @@ class Server:
                 start_new_session=True,
             )
         stop = time.monotonic() + PATIENCE
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                if self.process.poll() is None and time.monotonic() < stop:
-                    time.sleep(0.02)
-                    continue
+        while not self._listens():
+            if self.process.poll() is not None or time.monotonic() > stop:
                 self.end(signal.SIGKILL)
-                raise AssertionError(f"it does not answer:\n{self.log}") from None
+                raise AssertionError(f"it does not answer:\n{self.log}")
+            time.sleep(0.02)
 
     @property
     def log(self) -> str:
@@ -114,13 +110,26 @@ class Server:
         process, self.process = self.process, None
         if process is None:
             return
-        # Of the whole group: SCGI's and gunicorn's children, too, get what they got.
-        os.killpg(process.pid, by)
+        # The whole group, for SCGI's and gunicorn's children.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, by)
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        # Its children may take a moment longer, and one that is still about would be met.
+        stop = time.monotonic() + PATIENCE
+        while self._listens():
+            assert time.monotonic() < stop, f"somebody still listens at {self.port}"
+            time.sleep(0.005)
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def send(
         self, method: str, path: str, cookie: str = "", body: str = "", agent: str = "test"

@@ -61,17 +61,16 @@ def test_the_demo(start: Start, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-@pytest.mark.parametrize("value", ["/dev/null", "../sessions.db", "A" * 11, "\xff", "x" * 5000])
-def test_bad_cookies(start: Start, kind: str, value: str) -> None:
+def test_bad_cookies(start: Start, kind: str) -> None:
     """No cookie stops a server, or makes it fail; the next visitor is served as ever."""
-    if kind == "cgi" and value == "\xff":
-        value = "%ff"  # What a process cannot be told, no web server can.
     server = start(kind, STORES["directory"])
 
-    for name in ("id", "QX_session"):
-        answer = server.send("GET", "/", cookie=f"{name}={value}")
-        assert answer.status == 200
-        assert answer.all("set-cookie") == []
+    for value in ("/dev/null", "../sessions", "A" * 11, "\xff", "x" * 5000):
+        if kind == "cgi" and value == "\xff":
+            continue  # An environment holds bytes, and which ones depends on the web server.
+        for name in ("id", "QX_session"):
+            answer = server.send("GET", "/", cookie=f"{name}={value}")
+            assert (value, answer.status, answer.all("set-cookie")) == (value, 200, [])
     assert Browser(server.send).go("/increment").counter == 1
 
 

@@ -343,11 +343,13 @@ def test_a_client_that_has_gone(server: Server) -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         session = environ["sojourn.session"]
         start_response("200 OK", [])
-        yield b"begun"
-        while not session._request._disconnected:
-            # Until the reactor has seen it.
-            done.wait(0.01)
-        session.add("n")
+        try:
+            yield b"begun"
+            while not session._request._disconnected:
+                # Until the reactor has seen it.
+                done.wait(0.01)
+        finally:
+            session.add("n")
 
     server.app = app
     with socket.create_connection(("127.0.0.1", server.port)) as connection:

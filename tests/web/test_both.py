@@ -115,6 +115,19 @@ def test_a_touch_is_due_once_an_interval(site: Site) -> None:
     assert site.verbs == ["load", "touch", "load"]
 
 
+def test_a_touch_is_due_sooner_where_the_session_ends_sooner(site: Site) -> None:
+    """One with a shorter idle timeout of its own is touched as often as that needs."""
+
+    def shorten(session: Session) -> str:
+        session.idle_timeout = timedelta(seconds=10)
+        return write(session)
+
+    site.visit(shorten)
+    for _ in range(5):
+        site.clock.advance(6)
+        assert site.visit(read).body == b"1"
+
+
 def test_peeking_does_not_touch(site: Site) -> None:
     """Looking through `peek` extends nothing; the answer depends on the cookie all the same."""
     site.visit(write)

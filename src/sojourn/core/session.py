@@ -17,7 +17,7 @@ import msgspec
 
 from sojourn.core import codec, csrf
 from sojourn.core.codec import decode_index, decode_value, is_text
-from sojourn.core.expiry import deadline_of, seconds
+from sojourn.core.expiry import deadline_of, seconds, touch_interval_of
 from sojourn.core.operations import NO_CHANGES, Changes, Kind, Operation, merge
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment
@@ -703,8 +703,9 @@ class Session(MutableMapping[str, Any]):
         if self._status is _UNCHANGED:
             if not self._active or self._opened.previous:
                 return True
-            seen: float = self._record.seen  # type: ignore[union-attr]
-            return self._env.clock() - seen < self._env.rules.touch_interval
+            env, record = self._env, self._record
+            assert record is not None
+            return env.clock() - record.seen < touch_interval_of(record, env.rules)
         return self._status is _NEW
 
     def _collect(self) -> Changes:

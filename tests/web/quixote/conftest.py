@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from wsgiref.validate import validator
@@ -106,8 +107,10 @@ class Site:
 
 @pytest.fixture(autouse=True)
 def no_publisher() -> Iterator[None]:
-    """Quixote has one publisher a process; no test leaves one to the next."""
+    """Quixote has one publisher a process, which takes sys.stdout; no test leaves it to the next."""
+    printed = sys.stdout
     yield
+    sys.stdout = printed
     quixote.cleanup()
 
 

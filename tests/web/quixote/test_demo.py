@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 import quixote
+from quixote.directory import Directory
+from quixote.publish import Publisher
 
+from sojourn import SessionManager as Sessions
+from sojourn.web.quixote import Session, SessionManager
 from tests.stores.servers_redis import prefix, redis_program, redis_server
 from tests.stores.servers_sql import a_mariadb, a_postgresql
 
@@ -222,3 +226,80 @@ def test_pages_that_are_not_there(site: Make) -> None:
     assert "<style>" in browser.page
     assert browser.go("/incrementfail").status == 500
     assert "<style>" in browser.page
+
+
+# What others show.
+
+
+def browse(app: Any) -> Browser:
+    def send(method: str, path: str, cookie: str = "", body: str = "") -> Any:
+        more: dict[str, Any] = {"wsgi.multiprocess": False}
+        return call_wsgi(app, environ(cookie=cookie, path=path, method=method, **more))
+
+    return Browser(send)
+
+
+def test_the_site_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first site of the page on Quixote counts, and forgets at a logout."""
+    page = (DEMO.parent.parent / "docs" / "web" / "quixote.md").read_text()
+    source = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    site: dict[str, Any] = {"__name__": "site_of_the_docs"}
+    exec(source, site)
+    publisher = site["create_publisher"]()
+    publisher.logger.error_log = io.StringIO()
+    browser = browse(quixote.get_wsgi_app())
+
+    assert [browser.go("/").page for _ in range(3)] == ["visit 1", "visit 2", "visit 3"]
+    assert browser.go("/logout").page == "visit 1"
+    assert (tmp_path / "sessions.db").exists()
+    publisher.session_manager.sessions.close()
+
+
+def test_a_class_of_session3s_demo() -> None:
+    """A class and pages as they are written for Session3 need no change but their imports."""
+
+    class Classic(Session):
+        def __init__(self, id: Any) -> None:
+            Session.__init__(self, id)
+            self.counter = 0
+            self.keep = False
+
+        def increment(self) -> None:
+            self.counter += 1
+
+        def has_info(self) -> bool:
+            return bool(self.keep)
+
+    class Pages(Directory):
+        _q_exports = ("", "keep", "increment")
+
+        def _q_index(self) -> str:
+            session = quixote.get_session()
+            return f"{session.id is None} {session.counter}"
+
+        def keep(self) -> Any:
+            quixote.get_session().keep = True
+            return quixote.redirect(quixote.get_path(1) + "/")
+
+        def increment(self) -> Any:
+            quixote.get_session().increment()
+            return quixote.redirect(quixote.get_path(1) + "/")
+
+    quixote.cleanup()
+    manager = SessionManager(Sessions("memory://"), Classic)
+    Publisher(Pages(), session_manager=manager)
+    app = quixote.get_wsgi_app()
+    browser = Browser(
+        lambda method, path, cookie="", body="": call_wsgi(
+            app,
+            environ(
+                cookie=cookie, path=path, **{"wsgi.multiprocess": False, "wsgi.multithread": False}
+            ),
+        )
+    )
+
+    assert browser.go("/increment").page == "True 0"
+    assert browser.go("/keep").page == "False 0"
+    assert [browser.go("/increment").page for _ in range(2)] == ["False 1", "False 2"]
+    assert browser.go("/").page == "False 2"

@@ -30,7 +30,16 @@ from benchmarks.payloads import SIZES, label
 from benchmarks.peers import NAMES as PEERS
 from benchmarks.report import Cell, Writer, table_of, targets, time_text
 from benchmarks.scenarios import SCENARIOS, Scenario
-from benchmarks.subjects import Backend, Missing, Subject, sojourn_asgi, sojourn_wsgi
+from benchmarks.subjects import (
+    Backend,
+    Missing,
+    Raw,
+    Subject,
+    asynchronous_store,
+    blocking_store,
+    sojourn_asgi,
+    sojourn_wsgi,
+)
 from sojourn.manager import SessionManager
 
 _QUICK, _FULL = 45.0, 260.0
@@ -57,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for scenario, size in _groups(one, options):
                 here = Path(tempfile.mkdtemp(dir=folder))
                 plan = _plan(options, share, servers=one.servers)
-                with _subjects(one.modules, here) as (subjects, ready):
-                    compared = subjects if one.servers else [*subjects, *peers]
-                    found = _group(scenario, size, compared, ready, plan)
+                with _subjects(one.modules, here) as (subjects, stores, ready):
+                    if scenario.verb:
+                        found = _verbs(scenario, size, stores, ready, plan)
+                    else:
+                        compared = subjects if one.servers else [*subjects, *peers]
+                        found = _group(scenario, size, compared, ready, plan)
                 cells += found
                 _show(writer, scenario, size, found)
     reached = []
@@ -155,11 +167,16 @@ def _plan(options: argparse.Namespace, seconds: float, *, servers: bool) -> Plan
 
 def _show(writer: Writer, scenario: Scenario, size: int, found: Sequence[Cell]) -> None:
     sessions = [cell.subject for cell in found if cell.kind == "session"]
-    peers = [name for name in sessions if not name.startswith("Sojourn")]
+    peers = [name for name in sessions if not name.startswith("Sojourn") and not scenario.verb]
     writer.table(
         f"{scenario.name}, {scenario.text}"
         + (f", session of {label(size)}" if scenario.sized else ""),
-        ["", "÷ bare back end", *(f"÷ {peer}" for peer in peers), "µs added"],
+        [
+            "",
+            "÷ bare back end",
+            *(f"÷ {peer}" for peer in peers),
+            "µs" if scenario.verb else "µs added",
+        ],
         table_of(found, peers),
     )
     for cell in found:
@@ -201,9 +218,10 @@ def _peers(writer: Writer) -> list[Subject]:
 @contextmanager
 def _subjects(
     modules: Sequence[tuple[Any, Any]], folder: Path
-) -> Iterator[tuple[list[Subject], list[Backend]]]:
-    """Yield Sojourn on every back end, each empty."""
+) -> Iterator[tuple[list[Subject], list[tuple[Backend, Raw]], list[Backend]]]:
+    """Yield Sojourn on every back end, each empty; and its stores where there is a floor."""
     subjects: list[Subject] = []
+    stores: list[tuple[Backend, Raw]] = []
     ready: list[Backend] = []
     with ExitStack() as stack:
         for module, handle in modules:
@@ -214,7 +232,11 @@ def _subjects(
             stack.callback(_aclose, asynchronous)
             subjects.append(sojourn_wsgi(backend, blocking))
             subjects.append(sojourn_asgi(backend, asynchronous))
-        yield subjects, ready
+            if backend.raws:
+                stores.append((backend, blocking_store(backend, blocking.store)))
+            if any(raw.asynchronous for raw in backend.raws):
+                stores.append((backend, asynchronous_store(backend, asynchronous.astore)))
+        yield subjects, stores, ready
 
 
 def _aclose(sessions: SessionManager) -> None:
@@ -292,6 +314,41 @@ def _group(
             kind = "bare application" if name in bares else "bare command"
             rows.append(Cell(scenario.name, size, name, kind, figure(numbers)))
     return rows + cells
+
+
+def _verbs(
+    scenario: Scenario,
+    size: int,
+    stores: Sequence[tuple[Backend, Raw]],
+    ready: Sequence[Backend],
+    plan: Plan,
+) -> list[Cell]:
+    """Measure the verbs of all stores, and the bare commands of their drivers."""
+    visitors = plan.visitors_for(size)
+    floors = {
+        backend.name: [(RawLeg(raw, scenario.raw, size, visitors), raw) for raw in backend.raws]
+        for backend in ready
+    }
+    mine = [(RawLeg(raw, scenario.raw, size, visitors), backend, raw) for backend, raw in stores]
+    legs = [leg for found in floors.values() for leg, _ in found] + [leg for leg, _, _ in mine]
+    taken = measure(legs, plan)
+    cells = []
+    for leg, backend, raw in mine:
+        ratios = {
+            floor.name: figure(
+                [one / other for one, other in zip(taken[leg.name], taken[floor.name], strict=True)]
+            )
+            for floor, bare in floors[backend.name]
+            if bare.asynchronous == raw.asynchronous
+        }
+        name = leg.name.removesuffix(f" {scenario.raw}")
+        cells.append(Cell(scenario.name, size, name, "session", figure(taken[leg.name]), ratios))
+    for found in floors.values():
+        for leg, _ in found:
+            cells.append(
+                Cell(scenario.name, size, leg.name, "bare command", figure(taken[leg.name]))
+            )
+    return cells
 
 
 def _brief(error: Exception) -> str:

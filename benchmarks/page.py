@@ -44,7 +44,8 @@ def _scenario(cells: list[dict[str, Any]]) -> str:
         for name in names:
             if name != "Flask cookie":
                 lines.append(_row([subject, name, *(_ratio(cell, name) for cell in mine)]))
-        lines.append(_row([subject, "(µs added)", *map(_added, mine)]))
+        unit = "(µs added)" if cells[0]["scenario"].startswith("S") else "(µs)"
+        lines.append(_row([subject, unit, *map(_added, mine)]))
     return "\n".join(lines)
 
 

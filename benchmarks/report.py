@@ -160,19 +160,34 @@ def targets() -> list[Target]:
         ]
     for peer in ("Starlette cookie", "Flask cookie"):
         wanted.append(Target(f"read ÷ {peer}", "S2", 200, wsgi, peer, 1.0))
+    wanted += [
+        Target(f"replace ÷ UPDATE by {driver}", "replace", 200, "blocking store, SQLite", raw, 2.0)
+        for driver, raw in (("sqlite3", "sqlite3 write"), ("apsw", "apsw write"))
+    ]
     for backend, blocking, asynchronous in (
         ("Redis", "redis-py", "redis.asyncio"),
         ("PostgreSQL", "psycopg", "async psycopg"),
         ("MariaDB", "PyMySQL", "asyncmy"),
     ):
-        for side, driver in (("WSGI", blocking), ("ASGI", asynchronous)):
+        for side, colour, driver in (
+            ("WSGI", "blocking", blocking),
+            ("ASGI", "async", asynchronous),
+        ):
+            request, store = f"Sojourn {side}, {backend}", f"{colour} store, {backend}"
+            for size in (200, 65536):
+                wanted += [
+                    Target(f"{verb} ÷ {driver}", verb, size, store, f"{driver} {raw}", 1.5)
+                    for verb, raw in (("load", "read"), ("replace", "write"))
+                ]
             wanted += [
-                Target(f"{what} ÷ {driver}", scenario, 200, f"Sojourn {side}, {backend}", raw, 1.5)
-                for what, scenario, raw in (
-                    ("read", "S2", f"{driver} read"),
-                    ("change", "S3", f"{driver} read+write"),
-                )
+                Target(f"{what} ÷ {driver}", scenario, 200, request, f"{driver} {raw}", 1.5)
+                for what, scenario, raw in (("read", "S2", "read"), ("change", "S3", "read+write"))
             ]
+    directory = "blocking store, directory"
+    wanted += [
+        Target("load ÷ bare file read", "load", 200, directory, "file read", 3.0),
+        Target("replace ÷ bare write", "replace", 200, directory, "file write", 1.3),
+    ]
     directory = "Sojourn WSGI, directory"
     wanted += [
         Target("read ÷ bare file read", "S2", 200, directory, "file read", 3.0),

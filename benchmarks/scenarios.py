@@ -25,6 +25,7 @@ class Scenario:
         returning: whether the request brings a session's cookie.
         raw: which of the bare commands is the floor: "read", "write", "insert" or none.
         sized: whether the size of the session can matter at all.
+        verb: it is no request, but that verb of the store alone.
     """
 
     name: str
@@ -33,11 +34,12 @@ class Scenario:
     returning: bool
     raw: str = ""
     sized: bool = True
+    verb: bool = False
 
     @property
     def floors(self) -> tuple[str, ...]:
         """Return what the bare back end does in such a request."""
-        if self.raw == "write":
+        if self.raw == "write" and not self.verb:
             # What a library needs at least that merges: it has to know what it changes.
             return ("write", "read+write")
         return (self.raw,) if self.raw else ()
@@ -75,4 +77,6 @@ SCENARIOS = (
     Scenario("S3", "a returning visitor changes one small key", _change, True, "write"),
     Scenario("S4", "a returning visitor, the session untouched", None, True),
     Scenario("S4n", "no cookie, the session untouched", None, False, sized=False),
+    Scenario("load", "the store's verb alone", None, True, "read", verb=True),
+    Scenario("replace", "the store's verb alone", None, True, "write", verb=True),
 )

@@ -8,9 +8,21 @@ from typing import Any
 
 from benchmarks.calling import Called, asgi_app, call_asgi, call_wsgi, wsgi_app
 from benchmarks.scenarios import Action
+from sojourn.core.calls import SAVED
+from sojourn.core.record import Record
 from sojourn.manager import SessionManager
+from sojourn.stores.base import AsyncStore, Store
 
-__all__ = ["Backend", "Missing", "Raw", "Subject", "sojourn_asgi", "sojourn_wsgi"]
+__all__ = [
+    "Backend",
+    "Missing",
+    "Raw",
+    "Subject",
+    "asynchronous_store",
+    "blocking_store",
+    "sojourn_asgi",
+    "sojourn_wsgi",
+]
 
 Call = Callable[[Any, Sequence[str], Sequence[Any]], Called]
 
@@ -99,3 +111,53 @@ def sojourn_asgi(backend: Backend, sessions: SessionManager) -> Subject:
         call_asgi,
         backend.name,
     )
+
+
+# A store's verbs, called as the bare commands are.
+
+
+class _Versions:
+    """Records that hold a blob each, with the version that each is at."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+        times = {"created": 1.6e9, "seen": 1.6e9, "deadline": 9e9}
+        self._common = {"secret_hash": bytes(32), "idle_timeout": None, "lifetime": 1e9} | times
+
+    def next(self, key: str, blob: bytes) -> Record:
+        version = self._known[key] = self._known.get(key, 0) + 1
+        return Record(sid=key, version=version, data=blob, **self._common)
+
+
+def blocking_store(backend: Backend, store: Store) -> Raw:
+    """Return the verbs of a store: a record for each key, whose data is the blob."""
+    versions = _Versions()
+
+    def insert(key: str, blob: bytes) -> None:
+        assert store.create(versions.next(key, blob))
+
+    def read(key: str) -> bytes:
+        return store.load(key).data  # type: ignore[union-attr]
+
+    def write(key: str, blob: bytes) -> None:
+        record = versions.next(key, blob)
+        assert store.replace(record, record.version - 1) is SAVED
+
+    return Raw(f"blocking store, {backend.name}", insert, read, write)
+
+
+def asynchronous_store(backend: Backend, store: AsyncStore) -> Raw:
+    """As `blocking_store`."""
+    versions = _Versions()
+
+    async def insert(key: str, blob: bytes) -> None:
+        assert await store.create(versions.next(key, blob))
+
+    async def read(key: str) -> bytes:
+        return (await store.load(key)).data  # type: ignore[union-attr]
+
+    async def write(key: str, blob: bytes) -> None:
+        record = versions.next(key, blob)
+        assert await store.replace(record, record.version - 1) is SAVED
+
+    return Raw(f"async store, {backend.name}", insert, read, write, asynchronous=True)

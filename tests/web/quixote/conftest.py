@@ -107,7 +107,7 @@ class Site:
 
 @pytest.fixture(autouse=True)
 def no_publisher() -> Iterator[None]:
-    """Quixote has one publisher a process, which takes sys.stdout; no test leaves it to the next."""
+    """Quixote has one publisher a process, which takes sys.stdout; none is left to the next."""
     printed = sys.stdout
     yield
     sys.stdout = printed

@@ -23,7 +23,8 @@ class World:
 
     def __init__(self, first: bool = True, store: Any = None, **settings: Any) -> None:
         self.store = RecordingStore(MemoryStore() if store is None else store)
-        self.sessions = SessionManager(self.store, clock=Clock())
+        self.clock = Clock()
+        self.sessions = SessionManager(self.store, clock=self.clock)
         config = Configurator(
             settings={"debugtoolbar.hosts": "127.0.0.1"}
             | {name.replace("__", "."): value for name, value in settings.items()}
@@ -110,6 +111,7 @@ def test_looking_costs_nothing() -> None:
     assert world.panel(lambda request: request.session) == {"Session": "not used by this request"}
     assert world.store.verbs == []
     assert world.browser.get("/").headers.getall("Vary") == []
+    world.clock.advance(1000)
     assert world.panel(lambda request: request.session.peek["a"])["['a']"] == "[1]"
     assert world.store.verbs == ["load"]
 

@@ -281,7 +281,8 @@ def test_a_stream_keeps_its_headers(included: MakeWorld) -> None:
         response.content_length = 6
         return response
 
-    assert world.visit(view).headers["Content-Length"] == "6"
+    world.view = view
+    assert call_wsgi(world.app, environ()).one("Content-Length") == "6"
 
 
 def test_a_file_is_given_to_the_server(included: MakeWorld) -> None:
@@ -521,9 +522,11 @@ def test_a_subrequest(make_world: MakeWorld, tweens: bool) -> None:
     assert world.values() == {"a": 1, "n": 2}
 
 
-def test_nothing_is_left_to_the_garbage_collector(make_world: MakeWorld) -> None:
-    """A session goes with its request, used or not."""
-    world = make_world()
+@pytest.mark.parametrize("broken", ["", "create"])
+def test_nothing_is_left_to_the_garbage_collector(make_world: MakeWorld, broken: str) -> None:
+    """A session goes with its request, also where it could not be committed."""
+    store = FlakyStore(MemoryStore(), lambda verb, _: Fault.UNAVAILABLE if verb == broken else None)
+    world = make_world(store)
     left: list[Any] = []
 
     def view(request: Any) -> str:

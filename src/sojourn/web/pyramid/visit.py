@@ -92,7 +92,7 @@ class Visit:
             self._commit()
             if not self.broken and not _is_whole(response.app_iter, self.environ):
                 # To set a body takes the length away.
-                headers = response.headerlist
+                headers = list(response.headerlist)
                 response.app_iter = _Body(self, response.app_iter)
                 response.headerlist = headers
         self.response = None
@@ -162,7 +162,7 @@ def refuse(session: Session, response: Any, error: BaseException, where: str) ->
     log.error("%s: %s", where, error)
     number, reason, headers, body = failure_of(error)
     # Or it would hold the frames that hold the session that holds it.
-    _forget_frames(error)
+    error.__traceback__ = None
     close = getattr(response.app_iter, "close", None)
     if close is not None:
         close()
@@ -170,12 +170,6 @@ def refuse(session: Session, response: Any, error: BaseException, where: str) ->
     response.app_iter = [body]
     response.headerlist = headers
     session._refused = True
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__
 
 
 def _is_whole(body: Any, environ: dict[str, Any]) -> bool:

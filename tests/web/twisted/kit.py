@@ -221,7 +221,7 @@ class Web:
 
     def __init__(self, store: Any = None, *, site: Any = None, **settings: Any) -> None:
         self.clock = settings.pop("clock", None) or Clock()
-        self.reactor = ReactorClock()
+        self.reactor = settings.pop("reactor", None) or ReactorClock()
         self.reactor.rightNow = self.clock()
         self.store = RecordingStore(MemoryStore()) if store is None else store
         self.sessions = SessionManager(self.store, clock=self.clock, **settings)
@@ -274,6 +274,15 @@ class Web:
             pair = line.partition(";")[0]
             if pair.startswith(("id=", "__Host-id=")):
                 self.cookie = "" if "Max-Age=0" in line else pair
+
+    @property
+    def timers(self) -> list[Any]:
+        """The timers of Sojourn; a Site has some of its own."""
+        return [
+            call
+            for call in self.reactor.getDelayedCalls()
+            if getattr(call.func, "__module__", "").startswith("sojourn")
+        ]
 
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)

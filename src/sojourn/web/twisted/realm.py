@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
+from twisted.python import threadable
 from twisted.python.failure import Failure
-from twisted.python.threadable import isInIOThread
 
 from sojourn.core import ending, flows
 from sojourn.core.cookie import tokens_in
@@ -174,7 +174,8 @@ class Live:
 
     def ended_elsewhere(self, sid: str, reason: str) -> None:
         """What a watch calls: it ended, in another process or because its time is over."""
-        if not isInIOThread():
+        if threadable.ioThread not in (None, threadable.getThreadID()):
+            # A sweep or an end in a thread of the application's.
             self.realm.reactor.callFromThread(self.ended_elsewhere, sid, reason)
             return
         if not self.over:

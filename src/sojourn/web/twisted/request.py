@@ -213,12 +213,17 @@ class DurableRequest(_Base):
 
     # The gate.
 
+    @property
+    def _looked(self) -> bool:
+        """Whether a session was looked at, so that the answer depends on it."""
+        return bool(self._entries) or self._refusal is not None
+
     def write(self, data: bytes) -> None:
         """Write to the answer; the first bytes leave when the session is committed."""
+        if self._replaced:
+            return
         if self._passed and self._waiting is None:
             super().write(data)
-            return
-        if self._replaced:
             return
         if self._waiting is not None:
             if not isinstance(data, bytes):
@@ -230,7 +235,7 @@ class DurableRequest(_Base):
             self._waiting.append(lambda: self.write(data))
         elif self.startedWriting or self._inFakeHead:
             super().write(data)
-        elif not self._entries or self._disconnected:
+        elif not self._looked or self._disconnected:
             self._merge_cookies()
             super().write(data)
         else:
@@ -244,7 +249,7 @@ class DurableRequest(_Base):
         if self._replaced:
             producer.stopProducing()
         elif (
-            self._waiting is None and (self._passed or self.startedWriting or not self._entries)
+            self._waiting is None and (self._passed or self.startedWriting or not self._looked)
         ) or self._disconnected:
             register(producer, streaming)
         else:
@@ -280,7 +285,7 @@ class DurableRequest(_Base):
 
     def _finish(self) -> None:
         self._finishing = False
-        if not self._entries or self._disconnected or self.finished:
+        if not self._looked or self._disconnected or self.finished:
             if not self.startedWriting:
                 self._merge_cookies()
             super().finish()
@@ -300,9 +305,12 @@ class DurableRequest(_Base):
         self._waiting = [then]
         realm = self._realm
         assert realm is not None
-        if self.code >= 500 and not realm.sessions.commit_on_error:
-            self._give_up()
         try:
+            if self.code >= 500:
+                self._give_up()
+                if self._refusal is not None:
+                    # The application made an error page of its own out of the store's failure.
+                    raise self._refusal
             result = self._commit()
         except Exception:
             result = Failure()
@@ -349,6 +357,9 @@ class DurableRequest(_Base):
     def _commit(self, late: bool = False) -> Any:
         """Commit all its sessions; what is to be told, by whether it is the one of https."""
         told: dict[bool, Committed] = {}
+        if self._refusal is not None:
+            # The page would be another if its session could have been loaded.
+            told[bool(self.isSecure())] = NOT_COMMITTED
         uses = iter([(entry, self._is_of_https(entry)) for entry in self._uses()])
 
         def step(_: Any = None) -> Any:
@@ -463,6 +474,11 @@ class DurableRequest(_Base):
         realm = self._realm
         assert realm is not None
         headers = self.responseHeaders
+        # A CGI script or WSGI application with sessions of its own: it came after us.
+        theirs = {
+            line.partition(b"=")[0].decode("latin-1")
+            for line in headers.getRawHeaders(b"set-cookie") or ()
+        }
         for https, done in told.items():
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.
@@ -483,7 +499,8 @@ class DurableRequest(_Base):
             for name, value in after:
                 if (name, value) not in before:
                     if name == "Set-Cookie":
-                        self.cookies.append(value.encode("latin-1"))
+                        if value.partition("=")[0] not in theirs:
+                            self.cookies.append(value.encode("latin-1"))
                     elif value not in (headers.getRawHeaders(name) or ()):
                         headers.addRawHeader(name, value)
         self._merge_cookies()

@@ -22,6 +22,16 @@ TWISTD = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()",
 """The program `twistd`, which stays in the foreground."""
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """What a process finds: the modules that this one finds, and those in its folder."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), *sys.path])),
+        "PYTHONUNBUFFERED": "1",
+        # Scripts that name `python3` in their first line are to find this one.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+
+
 class Page(msgspec.Struct):
     """What a browser got."""
 
@@ -75,17 +85,10 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        path = os.pathsep.join(filter(None, [str(self.folder), *sys.path]))
         self.process = subprocess.Popen(
             self.command,
             cwd=self.folder,
-            env=os.environ
-            | {
-                "PYTHONPATH": path,
-                "PYTHONUNBUFFERED": "1",
-                # Scripts that name `python3` in their first line are to find this one.
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            },
+            env=environment(self.folder),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -350,6 +350,25 @@ def test_set_on_exception(make_world: MakeWorld, case: str, policy: bool | None)
     assert answer.headers.getall("Vary") == ["Cookie"]
 
 
+def test_set_on_exception_is_the_last_word(make_world: MakeWorld) -> None:
+    """What it drops stays dropped, also where errors are committed otherwise."""
+
+    def configure(config: Any) -> None:
+        config.add_exception_view(lambda error, request: Response("sorry"), context=Exception)
+
+    world = make_world(
+        configure=configure, factory={"set_on_exception": False}, commit_on_error=True
+    )
+    world.visit(write)
+
+    def view(request: Any) -> str:
+        request.session["a"] = 2
+        raise ZeroDivisionError
+
+    assert world.visit(view).text == "sorry"
+    assert world.values() == {"a": 1}
+
+
 def test_an_error_page_keeps_nothing(make_world: MakeWorld) -> None:
     """A view that returns a 5xx has failed too, but for `commit_on_error`."""
     for commit_on_error in (False, True):

@@ -44,23 +44,21 @@ PRIVATE = """
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The mixin `SharedCookieSessionTests` of the Pyramid that is installed."""
     folder = tmp_path_factory.mktemp("pyramid")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-            *("--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(folder)),
-            f"pyramid=={version('pyramid')}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or "?").splitlines()[-1]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"]
+    try:
+        subprocess.run(
+            [
+                *(*pip, "--no-deps", "--no-binary", ":all:", "--no-build-isolation"),
+                *("--retries", "1", "--dest", str(folder), f"pyramid=={version('pyramid')}"),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=90,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
         if os.environ.get("SOJOURN_TEST_PYRAMID"):
-            pytest.fail(
-                f"SOJOURN_TEST_PYRAMID is set, and Pyramid's source is not to be had: {last}"
-            )
-        pytest.skip(f"pyramid's own tests NOT RUN: its source is not to be had: {last}")
+            pytest.fail(f"SOJOURN_TEST_PYRAMID is set, and its source cannot be fetched: {error}")
+        pytest.skip("Pyramid's own tests NOT RUN: its source cannot be fetched")
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         (member,) = (one for one in tar if one.name.endswith("/tests/test_session.py"))

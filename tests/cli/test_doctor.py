@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from sojourn.cli.commands import cli
 from sojourn.core.calls import GONE
 from sojourn.core.record import MARK, Record
-from sojourn.stores import _locks, open_store
+from sojourn.stores import _locks, open_async_store, open_store
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import new_record
 from tests.stores.servers_redis import Server, redis_program, redis_server
@@ -269,9 +270,20 @@ def test_postgresql(postgresql: PostgresqlServer) -> None:
 
 @pytest.mark.server
 def test_postgresql_without_fsync() -> None:
-    """A server that may lose all in a power cut."""
+    """A server that may lose all in a power cut; both colours of the store say so."""
+
+    async def main(url: str) -> list[str]:
+        store: Any = open_async_store(url)
+        try:
+            faults: list[str] = await store.check()
+            return faults
+        finally:
+            await store.close()
+
     with a_postgresql() as server:
-        assert "fsync is off: a loss of power may damage" in found(server.url())[0]
+        faults = found(server.url())
+        assert "fsync is off: a loss of power may damage" in faults[0]
+        assert asyncio.run(main(server.url())) == faults
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, capacity
+from benchmarks import backends, capacity, growth
 from benchmarks.calling import runner
 from benchmarks.measuring import (
     MAX_COOKIE,
@@ -84,14 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reached:
         writer.table("Targets", ["", "at most", "reached", ""], reached)
     held: list[Any] = []
+    grown: list[Any] = []
     if not options.no_capacity:
         count = 1_000_000 if options.full else 100_000
         held = capacity.report(writer, options.iterations or count)
+        with tempfile.TemporaryDirectory(prefix="sojourn-bench-") as there:
+            counts = [options.iterations] if options.iterations else growth.COUNTS
+            grown = growth.report(writer, Path(there), counts)
     if options.json:
         content = {
             "machine": _machine(pinned),
             "cells": [cell.plain() for cell in cells],
             "capacity": [asdict(one) for one in held],
+            "growth": [asdict(one) for one in grown],
         }
         Path(options.json).write_text(json.dumps(content, indent=1), encoding="utf-8")
     return 0

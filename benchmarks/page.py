@@ -21,6 +21,7 @@ def tables(found: dict[str, Any]) -> str:
         parts.append(_scenario([cell for cell in cells if cell["scenario"] == scenario]))
     for held in found["capacity"]:
         parts.append(_capacity(held))
+    parts.append(_growth(found["growth"]))
     parts.append(_targets(cells))
     return "\n\n".join(parts) + "\n"
 
@@ -74,6 +75,21 @@ def _capacity(held: dict[str, Any]) -> str:
             _row([f"`due`, claiming {held['claimed']:,}", f"{held['due_many']:.1f} ms"]),
         ]
     )
+
+
+def _growth(grown: list[dict[str, Any]]) -> str:
+    lines = [
+        _row(["**SQLite, a read of 200 B**", "divided by sqlite3 read", "(µs added)"]),
+        _row(["---", "--:", "--:"]),
+    ]
+    for one in grown:
+        ratio, added = one["ratio"], one["added"]
+        low, high = _number(ratio["low"]), _number(ratio["high"])
+        spread = f"{_number(ratio['median'])} ({low}–{high})"
+        lines.append(
+            _row([f"among {one['sessions']:,} sessions", spread, _number(added["median"])])
+        )
+    return "\n".join(lines)
 
 
 def _targets(cells: list[dict[str, Any]]) -> str:

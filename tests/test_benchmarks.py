@@ -99,6 +99,26 @@ def test_a_cookie_that_browsers_drop_is_marked(embedded: tuple[str, dict[str, An
     assert "browsers drop" in cell["note"]
 
 
+@pytest.mark.parametrize("verb", ["load", "replace"])
+def test_the_verbs_are_measured(embedded: tuple[str, dict[str, Any]], verb: str) -> None:
+    """Each store that has a bare command to be compared with is, verb by verb."""
+    found = cells(embedded)
+    raw = "read" if verb == "load" else "write"
+
+    for backend, floors in (("SQLite", ("sqlite3", "apsw")), ("directory", ("file",))):
+        cell = found[verb, 200, f"blocking store, {backend}"]
+        assert set(cell["ratios"]) == {f"{floor} {raw}" for floor in floors}
+        assert all(ratio["median"] > 0 for ratio in cell["ratios"].values())
+
+
+def test_growth_is_measured(embedded: tuple[str, dict[str, Any]]) -> None:
+    """What a read costs by how many sessions are stored has figures."""
+    (grown,) = embedded[1]["growth"]
+
+    assert grown["sessions"] == 3
+    assert grown["select"]["median"] > 0
+
+
 def test_capacity_is_measured(embedded: tuple[str, dict[str, Any]]) -> None:
     """Memory for each session, pauses and the sweep's call have figures."""
     (held,) = embedded[1]["capacity"]

@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarks.subjects import Backend, Missing, Raw
 
-__all__ = ["fresh", "running"]
+__all__ = ["PRAGMAS", "SELECT", "TABLE", "fresh", "running"]
 
-_TABLE = "CREATE TABLE raw (key TEXT NOT NULL PRIMARY KEY, data BLOB NOT NULL)"
+TABLE = "CREATE TABLE raw (key TEXT NOT NULL PRIMARY KEY, data BLOB NOT NULL)"
 _INSERT = "INSERT INTO raw (key, data) VALUES (?, ?)"
-_SELECT = "SELECT data FROM raw WHERE key = ?"
+SELECT = "SELECT data FROM raw WHERE key = ?"
 _UPDATE = "UPDATE raw SET data = ? WHERE key = ?"
-_PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
+PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def fresh(_: None, folder: Path) -> Iterator[Backend]:
     other = apsw.Connection(str(folder / "apsw.db"))
     try:
         for connection in (standard, other):
-            for statement in (*_PRAGMAS, _TABLE):
+            for statement in (*PRAGMAS, TABLE):
                 connection.execute(statement).fetchall()
         yield Backend(
             "SQLite",
@@ -61,7 +61,7 @@ def _standard(connection: Any) -> Raw:
         execute(_INSERT, (key, data))
 
     def read(key: str) -> Any:
-        return execute(_SELECT, (key,)).fetchone()[0]
+        return execute(SELECT, (key,)).fetchone()[0]
 
     def write(key: str, data: bytes) -> None:
         execute(_UPDATE, (data, key))
@@ -77,7 +77,7 @@ def _apsw(connection: Any) -> Raw:
         execute(_INSERT, (key, data))
 
     def read(key: str) -> Any:
-        return execute(_SELECT, (key,)).get
+        return execute(SELECT, (key,)).get
 
     def write(key: str, data: bytes) -> None:
         execute(_UPDATE, (data, key))

@@ -274,7 +274,7 @@ def keeps_all_in_one_value(broken: Broken) -> None:
 @breaks("late_write_of_a_stream_is_kept")
 def commits_only_before_the_head(broken: Broken) -> None:
     broken.patch.setattr(scenarios, "_LATE", 0.2)
-    broken.patch.setattr(wsgi._Request, "finish", lambda request: None)
+    broken.patch.setattr(wsgi.Request, "finish", lambda request: None)
 
 
 @breaks("failed_request_keeps_nothing")

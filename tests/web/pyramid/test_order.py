@@ -112,15 +112,21 @@ def test_committed_before_the_server_has_the_head(make_world: MakeWorld) -> None
     assert dict(session) == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("commit_on_error", [True, False])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_subscriber_of_new_response(included: MakeWorld, early: bool) -> None:
+def test_a_subscriber_of_new_response(
+    included: MakeWorld, early: bool, commit_on_error: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """What it writes is kept, with the cookie that is due, also if it is the first to look."""
 
     def listen(event: Any) -> None:
         event.request.session["page"] = event.request.path
         event.response.headers["X-Seen"] = "yes"
 
-    world = included(configure=lambda config: config.add_subscriber(listen, NewResponse))
+    world = included(
+        configure=lambda config: config.add_subscriber(listen, NewResponse),
+        commit_on_error=commit_on_error,
+    )
 
     answer = world.visit(write if early else lambda request: "")
 
@@ -128,6 +134,7 @@ def test_a_subscriber_of_new_response(included: MakeWorld, early: bool) -> None:
     assert answer.headers.getall("Vary") == ["Cookie"]
     assert len(answer.headers.getall("Set-Cookie")) == 1
     assert world.values()["page"] == "/"
+    assert caplog.records == []
 
 
 def test_a_subscriber_that_ends_what_the_view_made(make_world: MakeWorld) -> None:

@@ -48,7 +48,8 @@ class SessionFactory:
 
     `config.include(SessionFactory(sessions).includeme)` adds what a factory alone cannot: sessions
     that are first looked at by a streaming body or a subscriber of `NewResponse`, answers to errors
-    that no view answers, events, `request.sessions`, and the panel of the debug toolbar.
+    that no view answers, events, `request.sessions` in every view, and the panel of the debug
+    toolbar.
 
     Attributes:
         sessions: the manager.
@@ -127,6 +128,8 @@ class SessionFactory:
         session._registry = getattr(request, "registry", None)
         visit = Visit(sessions, session, environ, self.set_on_exception, taken)
         request.__dict__[_HERE] = session
+        # No request method: a property of one request costs more than all the rest here.
+        request.__dict__["sessions"] = sessions
         request.add_response_callback(visit.respond)
         if sessions.commit_on_error:
             request.add_finished_callback(visit.fail)
@@ -136,7 +139,6 @@ class SessionFactory:
         """Do what `config.include("sojourn.web.pyramid")` does, with this factory."""
         sessions, registry = self.sessions, config.registry
         config.set_session_factory(self)
-        config.add_request_method(lambda request: sessions, "sessions", property=True)
         config.add_tween("sojourn.web.pyramid.tween_factory", over=EXCVIEW)
 
         def last() -> None:

@@ -82,7 +82,7 @@ class Visit:
 
     def fail(self, request: Any) -> None:
         """Commit nevertheless what ended in an unhandled exception: a finished callback."""
-        if self.response is None and not self.session._refused:
+        if self.response is None:
             self.end()
 
     def finish(self, request: Any) -> None:

@@ -74,15 +74,17 @@ class Site:
         self.store.calls.clear()
         return verbs
 
-    def request(self, page: Page, *, cookie: str | None = None, **more: Any) -> Answer:
-        """Make one request through Quixote's WSGI form."""
+    def request(
+        self, page: Page, *, cookie: str | None = None, read: int | None = None, **more: Any
+    ) -> Answer:
+        """Make one request through Quixote's WSGI form; after `read` chunks the client is gone."""
         self.root.page = page
         server = {
             "wsgi.multithread": getattr(self.publisher, "is_thread_safe", False),
             "wsgi.multiprocess": False,
         }
         env = environ(cookie=self.cookie if cookie is None else cookie, **(server | more))
-        return call_wsgi(validator(quixote.get_wsgi_app()), env)
+        return call_wsgi(validator(quixote.get_wsgi_app()), env, read=read)
 
     def visit(self, page: Page, **more: Any) -> Answer:
         """As `request`, and keep the cookie as a browser does."""

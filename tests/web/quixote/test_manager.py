@@ -138,6 +138,20 @@ def test_commit_on_error(make_site: MakeSite) -> None:
     assert site.visit(show).body == b"2"
 
 
+def test_commit_on_error_that_fails(make_site: MakeSite, caplog: Any) -> None:
+    """The page failed, and its commit too: one answer, and both in the log."""
+    site = make_site(Visitor, commit_on_error=True)
+    site.visit(count)
+
+    def page() -> None:
+        mine().thing = [object()]
+
+    assert site.visit(failing(page, RuntimeError("first"))).status == 500
+    assert "first" in site.log.getvalue()
+    assert "session['thing']" in caplog.text
+    assert site.visit(show).body == b"1"
+
+
 def test_reading_writes_nothing(site: Site) -> None:
     """One load; and none at all where the page does not look at the session."""
     site.visit(count)
@@ -317,6 +331,19 @@ def test_a_session_put_in_its_place(site: Site) -> None:
     assert site.visit(page).body == b"1"
     assert site.visit(count).body == b"2"
     assert site.store.count() == 2
+
+
+def test_an_ended_session_and_nothing_in_its_place(site: Site) -> None:
+    """Also where the page put a new one there, to which nothing was written."""
+    site.visit(count)
+
+    def page() -> str:
+        expire()
+        quixote.get_request().session = manager().new_session(None)
+        return ""
+
+    assert forgets(site.visit(page))
+    assert site.store.count() == 0
 
 
 def test_logout_is_final(site: Site) -> None:
@@ -718,6 +745,26 @@ def test_streams_that_come_too_late(site: Site, caplog: Any) -> None:
     assert site.store.count() == 0
 
 
+def test_streams_that_are_not_read_to_the_end(site: Site) -> None:
+    """The client goes in the middle: what was done until then was done."""
+    site.visit(count)
+
+    def page() -> Stream:
+        session = mine()
+
+        def chunks() -> Iterator[str]:
+            yield "one"
+            session.add("counter")
+            yield "two"
+            session.add("counter")
+            yield "three"
+
+        return Stream(chunks())
+
+    assert site.request(page, read=1).body == b"one"
+    assert site.visit(show).body == b"2"
+
+
 def test_streams_that_fail(site: Site) -> None:
     """What a body changed that broke off is not kept."""
     site.visit(count)
@@ -792,6 +839,39 @@ def test_exclusive_gives_its_lock_back(make_site: MakeSite, error: Any) -> None:
     # It would wait for ten seconds otherwise, and then answer 409.
     answer = site.visit(count)
     assert (answer.status, answer.body) == (200, b"2" if kept else b"3")
+
+
+def test_exclusive_error_pages_that_fail(make_site: MakeSite) -> None:
+    """The lock is given back where an error page cannot be committed."""
+
+    class Broken(Visitor):
+        def has_info(self) -> bool:
+            if self.counter == 2:
+                raise ZeroDivisionError
+            return super().has_info()
+
+    site = make_site(Broken, exclusive=True)
+    site.visit(count)
+
+    def page() -> str:
+        count()
+        raise TraversalError
+
+    assert site.visit(page).status == 500
+    answer = site.visit(lambda: setattr(mine(), "counter", 5) or show())
+    assert (answer.status, answer.body) == (200, b"5")
+
+
+def test_exclusive_with_an_access_log(make_site: MakeSite) -> None:
+    """Quixote's log asks for the user when all is over; that takes no lock."""
+    site = make_site(Visitor, exclusive=True)
+    site.visit(lambda: mine().set_user("ann") or count())
+    site.publisher.logger.access_log = site.log
+
+    site.visit(quiet)
+
+    assert " ann " in site.log.getvalue()
+    assert site.visit(count).body == b"2"
 
 
 def test_exclusive_logout_while_waiting(make_site: MakeSite) -> None:
@@ -1021,6 +1101,13 @@ def test_quixotes_altdemo(make_site: MakeSite) -> None:
     assert site.cookie[3:25].encode() in listed
     assert b"Goodbye, ann." in site.visit(root.logout).body
     assert site.sessions.of_user("ann") == []
+
+
+def test_no_request_is_left(site: Site) -> None:
+    """After a request its thread has none."""
+    site.visit(count)
+
+    assert site.publisher.get_request() is None
 
 
 @pytest.mark.parametrize("kind", [Session, DictSession])

@@ -67,6 +67,8 @@ class SessionResource(Resource):
         if waiting is None:
             return self.inner.render(request)
         waiting.addCallback(lambda _: request._go_on(lambda: request.render(self.inner)))
+        # What the resource raises is the request's failure, as it is without waiting.
+        waiting.addErrback(request.processingFailed)
         return NOT_DONE_YET
 
     def putChild(self, path: bytes, child: Any) -> None:

@@ -215,6 +215,37 @@ def test_what_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
     assert "an old cookie holds what cannot be kept" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [10**11, 0, {5: "x"}],
+        [10**11, 0, {"\0claims": {}}],
+        [10**11, 0, {"a": object}],
+        [10**11, 0, ["a"]],
+        [10**400, 0, {"a": 1}],
+        ["now", 0, {"a": 1}],
+        [None, 0, {"a": 1}],
+        [1, 2],
+        "text",
+    ],
+)
+def test_what_an_own_serializer_may_give(value: Any) -> None:
+    """Whatever it is, at worst it is a new visitor."""
+
+    class Fixed:
+        def loads(self, text: bytes) -> Any:
+            return value
+
+        def dumps(self, value: Any) -> bytes:
+            return b"text"
+
+    old = old_cookie(login, serializer=Fixed())
+
+    answer = New(serializer=Fixed()).visit(everything, old)
+
+    assert (answer.status, answer.body) == (200, b"{}")
+
+
 def test_the_names_of_both_cookies_may_be_the_same() -> None:
     """Then ours takes the place of the old one; nothing removes it after that."""
     new = New(settings={"cookie_name": "session"})

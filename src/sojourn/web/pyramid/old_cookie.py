@@ -75,7 +75,7 @@ class OldCookie:
         try:
             renewed, _, state = self._signed.loads(value.encode("latin-1"))
             too_old = self._timeout is not None and now - float(renewed) > self._timeout
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return None
         return None if too_old or not isinstance(state, dict) else state
 
@@ -140,8 +140,8 @@ def _as_kept(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of an old cookie under the keys that they have in a record."""
     kept = {}
     for key, value in state.items():
-        if key.startswith("\0"):
-            raise InvalidValue(f"the key {key!r} begins with NUL")
+        if not isinstance(key, str) or key.startswith("\0"):
+            raise InvalidValue(f"the key {key!r} is no str, or begins with NUL")
         if key.startswith(FLASH) and isinstance(value, list):
             kept[_FLASH + key[len(FLASH) :]] = value
         else:

@@ -292,7 +292,11 @@ class SessionManager:
         session, sessions = request.session, self.sessions
         if visit.former and visit.core.loaded and not visit.core.is_new:
             visit.core.renew()
-            request.response.expire_cookie(visit.former, path="/")
+            config = quixote.get_publisher().config
+            path = config.session_cookie_path or f"{request.get_environ('SCRIPT_NAME', '')}/"
+            request.response.expire_cookie(
+                visit.former, path=path, domain=config.session_cookie_domain
+            )
         if session is not None and session._visit is not visit:
             # The application put another one in its place.
             done = sessions.commit(session._visit.core, late=not self._worth(session))

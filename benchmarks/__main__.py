@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backends, capacity, growth
+from benchmarks import backends, capacity, growth, twisted
 from benchmarks.calling import runner
 from benchmarks.measuring import (
     MAX_COOKIE,
@@ -91,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="sojourn-bench-") as there:
             counts = [options.iterations] if options.iterations else growth.COUNTS
             grown = growth.report(writer, Path(there), counts)
+    on_twisted: dict[str, Any] = {}
+    if not options.no_twisted:
+        on_twisted = _twisted(options, writer)
     if options.json:
         content = {
             "machine": _machine(pinned),
             "cells": [cell.plain() for cell in cells],
             "capacity": [asdict(one) for one in held],
+            "twisted": on_twisted,
             "growth": [asdict(one) for one in grown],
         }
         Path(options.json).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -116,6 +120,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="only these; --quick leaves the servers out unless they are named",
     )
     parser.add_argument("--no-capacity", action="store_true", help="requests only")
+    parser.add_argument("--no-twisted", action="store_true", help="without Twisted Web")
     parser.add_argument(
         "--iterations", type=int, metavar="N", help="N visitors, two rounds: only to try it"
     )
@@ -162,6 +167,20 @@ def _groups(one: _Set, options: argparse.Namespace) -> list[tuple[Scenario, int]
         if scenario.raw or not one.servers
         for size in (sizes if scenario.sized else sizes[:1])
     ]
+
+
+def _twisted(options: argparse.Namespace, writer: Writer) -> dict[str, Any]:
+    """Measure Twisted Web beside the stock server."""
+    if options.iterations:
+        few = options.iterations
+        plan = {"rounds": 1, "visits": few, "visitors": few, "idle": few}
+    else:
+        plan = {"rounds": 5, "visits": 1000, "idle": 10_000} if options.quick else {}
+    try:
+        return twisted.report(writer, **plan)
+    except ImportError as error:
+        writer.line(f"skipped: {error}")
+        return {}
 
 
 def _plan(options: argparse.Namespace, seconds: float, *, servers: bool) -> Plan:

@@ -190,3 +190,19 @@ def test_a_layer_that_answers_wrongly_is_not_timed() -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["S1", "refused", "S2", "refused", "S3", "refused"]
+
+
+def test_twisted_is_measured_beside_the_stock_server(
+    embedded: tuple[str, dict[str, Any]],
+) -> None:
+    """Three pages on three servers, and what idle sessions leave in two of them."""
+    pytest.importorskip("twisted")
+    told, found = embedded[0], embedded[1]["twisted"]
+
+    for page in ("page without session", "read", "write"):
+        assert found[f"stock Twisted, {page}"]["of stock"] == 1.0
+        for server in ("memory", "SQLite"):
+            assert found[f"{server}, {page}"]["requests each second"] > 0
+            assert math.isfinite(found[f"{server}, {page}"]["of stock"])
+    assert {"stock Twisted, idle", "SQLite, idle"} <= found.keys()
+    assert "Twisted Web, targets" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import quixote
 from quixote.errors import AccessError, PublishError, TraversalError
+from quixote.http_request import HTTPRequest
 from quixote.http_response import Stream
 
 from sojourn.core.token import Token, new_secret, new_sid
@@ -18,7 +20,7 @@ from sojourn.errors import Conflict, StoreUnavailable, TooManySessions
 from sojourn.stores.directory import DirectoryStore
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Fault, FlakyStore
-from sojourn.web.quixote import DictSession, Session
+from sojourn.web.quixote import DictSession, Session, ThreadSafePublisher
 from sojourn.web.session3 import token_of_id
 
 from ..kit import Answer
@@ -860,6 +862,62 @@ def test_exclusive_error_pages_that_fail(make_site: MakeSite) -> None:
     assert site.visit(page).status == 500
     answer = site.visit(lambda: setattr(mine(), "counter", 5) or show())
     assert (answer.status, answer.body) == (200, b"5")
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_publishers_that_try_again(make_site: MakeSite, exclusive: bool) -> None:
+    """What the first try did is forgotten, and its lock given back."""
+
+    class Again(ThreadSafePublisher):
+        def try_publish(self, request: Any) -> Any:
+            try:
+                return super().try_publish(request)
+            except ZeroDivisionError:
+                return super().try_publish(request)
+
+    tries: list[None] = []
+
+    def page() -> str:
+        count()
+        tries.append(None)
+        if len(tries) == 1:
+            raise ZeroDivisionError
+        return show()
+
+    site = make_site(Visitor, exclusive=exclusive, publisher=Again)
+    site.visit(count)
+
+    assert site.visit(page).body == b"2"
+
+
+def test_a_request_leads_not_to_itself(site: Site) -> None:
+    """Or each would be left to the garbage collector."""
+
+    def refused() -> None:
+        count()
+        raise AccessError
+
+    site.visit(count)
+
+    def pages() -> None:
+        site.visit(count)
+        site.visit(lambda: quixote.get_request().get_environ("REMOTE_USER") or "")
+        site.visit(refused)
+
+    def left() -> int:
+        return sum(isinstance(one, HTTPRequest | Session) for one in gc.get_objects())
+
+    pages()
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        pages()
+        after = left()
+    finally:
+        gc.enable()
+
+    assert after == before
 
 
 def test_exclusive_with_an_access_log(make_site: MakeSite) -> None:

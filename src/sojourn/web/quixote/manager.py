@@ -89,6 +89,10 @@ class SessionManager:
     def start_request(self) -> None:
         """Give the request its session, which is loaded when it is first used."""
         request = quixote.get_request()
+        before: _OfRequest | None = getattr(request, "sojourn_visit", None)
+        if before is not None:
+            # A publisher of the application's own that tries a request again.
+            before.leave()
         request.sojourn_visit = self._visit(request)
         request.session = None
         request.session = session = self.get_session()
@@ -427,10 +431,10 @@ def _hide_secrets(request: Any, former: str) -> None:
     # Not the request itself: it would lead to itself, and wait for the garbage collector.
     this = weakref.ref(request)
     dump = type(request).dump
-    old = re.compile(rf"({re.escape(former)}\W+)[\w-]+")
 
     def hidden() -> str:
-        return _TOKEN.sub(r"\1...", old.sub(r"\1...", dump(this())))
+        old = rf"({re.escape(former)}\W+)[\w-]+"
+        return _TOKEN.sub(r"\1...", re.sub(old, r"\1...", dump(this())))
 
     request.dump = hidden
 

@@ -1,0 +1,75 @@
+"""The publisher for threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import quixote
+from quixote.publish import Publisher
+
+from sojourn.web.quixote import ThreadSafePublisher
+
+from .conftest import Site
+
+MakeSite = Callable[..., Site]
+
+
+def test_each_thread_has_its_own_request(site: Site) -> None:
+    """Eight requests at once, each asking for all that Quixote finds by the current request."""
+    together = threading.Barrier(8)
+    answers: dict[int, bytes] = {}
+
+    def page() -> str:
+        before = quixote.get_param("n"), quixote.get_session(), quixote.get_response()
+        together.wait(10)
+        quixote.get_session().set_user(f"user{quixote.get_param('n')}")
+        together.wait(10)
+        after = quixote.get_param("n"), quixote.get_session(), quixote.get_response()
+        assert all(one is other for one, other in zip(before, after, strict=True))
+        return f"{before[0]} {quixote.get_user()} {quixote.get_path()}"
+
+    site.root.page = page
+
+    def ask(number: int) -> None:
+        answer = site.request(page, cookie="", QUERY_STRING=f"n={number}", path=f"/{number}")
+        answers[number] = answer.body
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert answers == {n: f"{n} user{n} /{n}".encode() for n in range(8)}
+    assert sorted(session.user for session in site.manager) == [f"user{n}" for n in range(8)]
+
+
+def test_nothing_outside_of_a_request(site: Site) -> None:
+    """A thread that serves none has none, also while another one does."""
+    seen: list[Any] = []
+
+    def page() -> str:
+        other = threading.Thread(target=lambda: seen.append(quixote.get_publisher().get_request()))
+        other.start()
+        other.join(10)
+        return "done"
+
+    site.visit(page)
+    seen.append(quixote.get_publisher().get_request())
+
+    assert seen == [None, None]
+
+
+def test_quixotes_own(make_site: MakeSite) -> None:
+    """Our manager serves Quixote's publisher as well, where there is one thread."""
+    site = make_site(publisher=Publisher)
+
+    site.visit(lambda: quixote.get_session().set_user("ann") or "")
+    assert site.visit(lambda: quixote.get_user()).body == b"ann"
+    # Or ours would be for nothing.
+    with pytest.raises(AssertionError, match="not thread safe"):
+        site.visit(lambda: "", **{"wsgi.multithread": True})
+    assert ThreadSafePublisher.is_thread_safe

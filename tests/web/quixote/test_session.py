@@ -660,6 +660,13 @@ def test_adding_to_an_attribute_of_a_mapping(make_site: MakeSite) -> None:
 # Made wrongly.
 
 
+@pytest.mark.parametrize("name", ["user", "id", "has_info", "add"])
+def test_defaults_that_are_in_the_way(name: str) -> None:
+    """With `user = None` in the class a login would be a mere attribute; it is refused at once."""
+    with pytest.raises(ConfigurationError, match=rf"Hidden\.{name} = None would take the place"):
+        type("Hidden", (Session,), {name: None})
+
+
 def test_wrong_arguments() -> None:
     """All that is wrong with a manager's arguments comes in one error, with what to do."""
 

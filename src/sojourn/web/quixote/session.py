@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import quixote
 
 from sojourn.core import session as core
-from sojourn.errors import CsrfError, InvalidValue, StoreUnavailable
+from sojourn.errors import ConfigurationError, CsrfError, InvalidValue, StoreUnavailable
 
 __all__ = ["DictSession", "Session", "Visit"]
 
@@ -74,6 +74,16 @@ class Session:
         Args:
             id: is not looked at; a session has an id when it is kept.
         """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a default that would take the place of what is ours: `user = None`, say."""
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if hasattr(Session, name) and not _is_code(name, value):
+                raise ConfigurationError(
+                    f"{cls.__qualname__}.{name} = {value!r} would take the place of what "
+                    f"Session.{name} does, a login say; leave it out, or choose another name"
+                )
 
     @classmethod
     def _standing_on(cls, visit: Visit) -> Any:

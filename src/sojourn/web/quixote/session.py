@@ -28,6 +28,19 @@ _REMEMBERED = 64
 _NOT_THERE = object()
 
 
+def _of_class(cls: type, name: str) -> Any:
+    """Return what a class has under a name, unbound."""
+    for one in cls.__mro__:
+        if name in one.__dict__:
+            return one.__dict__[name]
+    return _NOT_THERE
+
+
+def _is_code(name: str, found: object) -> bool:
+    """Tell a method or property from a default; Python's own names are no defaults either."""
+    return hasattr(type(found), "__get__") or name == "_prefix" or (name[:2] == "__" == name[-2:])
+
+
 class Visit:
     """What a session object of Quixote's stands on: the Sojourn session of one request.
 
@@ -394,19 +407,6 @@ class DictSession(Session, MutableMapping[str, Any]):
 
 def _is_attribute(key: object) -> bool:
     return isinstance(key, str) and key[:1] == DictSession._prefix
-
-
-def _of_class(cls: type, name: str) -> Any:
-    """Return what a class has under a name, unbound."""
-    for one in cls.__mro__:
-        if name in one.__dict__:
-            return one.__dict__[name]
-    return _NOT_THERE
-
-
-def _is_code(name: str, found: object) -> bool:
-    """Tell a method or property from a default; Python's own names are no defaults either."""
-    return hasattr(type(found), "__get__") or name == "_prefix" or (name[:2] == "__" == name[-2:])
 
 
 class _Environ(dict[str, Any]):

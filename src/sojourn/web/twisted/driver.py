@@ -36,6 +36,7 @@ from sojourn.handlers import Desk, Handler, Handlers
 from sojourn.manager import SessionManager
 from sojourn.stores.base import WouldBlock
 from sojourn.stores.threaded import ThreadedStore
+from sojourn.web.twisted._log import log
 
 __all__ = ["Port", "drive", "port_of"]
 
@@ -62,11 +63,9 @@ class Port:
     Attributes:
         store: the store.
         inline: a load never waits, so it is made when a session is first used, and not before.
-        at_once: no call waits at all.
     """
 
     inline = True
-    at_once = True
 
     def __init__(self, store: Any, reactor: Any) -> None:
         self.store = store
@@ -83,8 +82,6 @@ class Port:
 
 class ThreadPort(Port):
     """A blocking store: in threads, but for what it can do without waiting."""
-
-    at_once = False
 
     def __init__(self, store: Any, reactor: Any) -> None:
         super().__init__(store, reactor)
@@ -127,7 +124,6 @@ class DeferredPort(Port):
     """A store whose methods return Deferreds."""
 
     inline = False
-    at_once = False
 
     def make(self, call: Call) -> Any:
         return _limited(call.on(self.store), self.reactor)
@@ -140,7 +136,6 @@ class AsyncioPort(Port):
     """A store with an asyncio client, under the asyncio reactor."""
 
     inline = False
-    at_once = False
 
     def make(self, call: Call) -> Any:
         return self._awaited(call.on(self.store))
@@ -207,55 +202,66 @@ def drive(flow: Flow[T], port: Port, handlers: Handlers | None = None) -> T | De
     Where something raises before anything had to be waited for it is raised here, else it is the
     Deferred's failure.
     """
-    return _go(flow, port, handlers, flow.send, None)  # type: ignore[no-any-return]
+    return _Run(flow, port, handlers).go(flow.send, None)  # type: ignore[no-any-return]
 
 
-def _go(flow: Any, port: Port, handlers: Handlers | None, step: Any, value: Any) -> Any:
-    """Run a flow until it ends or something must be waited for."""
-    try:
-        while True:
-            call = step(value)
-            try:
-                answer = _make(call, port, handlers, TRIES)
-            except SojournError as error:
-                step, value = flow.throw, error
-                continue
-            if isinstance(answer, Deferred):
-                if not _is_ready(answer):
-                    break
-                waited, answer = answer, answer.result
-                if isinstance(answer, Failure):
-                    # Taken up here: it is not to be logged as one that nobody handled.
-                    waited.addErrback(lambda _: None)
-                    step, value = flow.throw, answer.value
-                    continue
-            step, value = flow.send, answer
-    except StopIteration as stop:
-        return stop.value
-    result: Deferred[Any] = Deferred()
-    _await(flow, port, handlers, answer, result)
-    return result
+class _Run:
+    """A flow under way.
 
+    Attributes:
+        result: what whoever began it waits for; None as long as nothing had to be waited for.
+    """
 
-def _await(
-    flow: Any, port: Port, handlers: Handlers | None, answer: Deferred[Any], result: Deferred[Any]
-) -> None:
-    def on(step: Any, value: Any) -> None:
+    __slots__ = ("flow", "handlers", "port", "result")
+
+    def __init__(self, flow: Flow[Any], port: Port, handlers: Handlers | None) -> None:
+        self.flow = flow
+        self.port = port
+        self.handlers = handlers
+        self.result: Deferred[Any] | None = None
+
+    def go(self, step: Callable[[Any], Call], value: Any) -> Any:
+        """Run the flow until it ends or something must be waited for."""
+        flow, result = self.flow, self.result
         try:
-            done = _go(flow, port, handlers, step, value)
+            while True:
+                call = step(value)
+                try:
+                    answer = _make(call, self.port, self.handlers, TRIES)
+                except SojournError as error:
+                    step, value = flow.throw, error
+                    continue
+                if isinstance(answer, Deferred):
+                    if not _is_ready(answer):
+                        break
+                    waited, answer = answer, answer.result
+                    if isinstance(answer, Failure):
+                        # Taken up here: it is not to be logged as one that nobody handled.
+                        waited.addErrback(lambda _: None)
+                        step, value = flow.throw, answer.value
+                        continue
+                step, value = flow.send, answer
+        except StopIteration as stop:
+            if result is None:
+                return stop.value
+            result.callback(stop.value)
+            return None
         except BaseException:
+            if result is None:
+                raise
             result.errback(Failure())
-            return
-        if isinstance(done, Deferred):
-            done.addCallbacks(result.callback, result.errback)
-        else:
-            result.callback(done)
+            return None
+        if result is None:
+            result = self.result = Deferred()
+        answer.addCallbacks(self._answered, self._failed)
+        return result
 
-    def failed(failure: Failure) -> None:
+    def _answered(self, answer: Any) -> None:
+        self.go(self.flow.send, answer)
+
+    def _failed(self, failure: Failure) -> None:
         # Whatever it is: the flow's own handling of it comes first.
-        on(flow.throw, failure.value)
-
-    answer.addCallbacks(lambda value: on(flow.send, value), failed)
+        self.go(self.flow.throw, failure.value)
 
 
 def _make(call: Call, port: Port, handlers: Handlers | None, tries: int) -> Any:
@@ -289,7 +295,8 @@ def _make(call: Call, port: Port, handlers: Handlers | None, tries: int) -> Any:
 def _with_handlers(call: Call, port: Port, handlers: Handlers) -> Any:
     if isinstance(call, Tell):
         if call.event == "over":
-            return _over(handlers, call.session, call.reason)
+            _over(handlers, call.session, call.reason)
+            return []
         arguments = (call.session, call.reason) if call.event == "ended" else (call.session,)
         return ensureDeferred(_tell(handlers, call.event, arguments, port))
     if isinstance(call, Bury):
@@ -297,7 +304,7 @@ def _with_handlers(call: Call, port: Port, handlers: Handlers) -> Any:
     answer = port.make(call)
     if isinstance(call, Delete):
         reason = call.ended.reason if call.ended else ""
-        return _then(answer, lambda done: _over(handlers, call.sid, reason, done))
+        return _then(answer, partial(_ended, handlers, call.sid, reason))
     if isinstance(call, Due):
         return _then(answer, lambda records: _claimed(handlers, records))
     return answer
@@ -309,6 +316,11 @@ def _then(answer: Any, what: Callable[[Any], Any]) -> Any:
     return what(answer)
 
 
+def _ended(handlers: Handlers, sid: str, reason: str, done: Any) -> Any:
+    _over(handlers, sid, reason)
+    return done
+
+
 def _claimed(handlers: Handlers, records: Any) -> Any:
     if handlers.watches:
         for record in records:
@@ -316,16 +328,13 @@ def _claimed(handlers: Handlers, records: Any) -> Any:
     return records
 
 
-def _over(handlers: Handlers, sid: str, reason: str, done: Any = ()) -> Any:
+def _over(handlers: Handlers, sid: str, reason: str) -> None:
     """Call back who watches a session, in the reactor's thread: they are bound to it."""
     for callback in handlers.watches.take(sid):
         _call_back(callback, sid, reason)
-    return done if done != () else []
 
 
 def _call_back(callback: Handler, sid: str, reason: str) -> None:
-    from sojourn.web.twisted._log import log
-
     maybeDeferred(callback, sid, reason).addErrback(
         lambda failure: log.failure("a callback of session {sid} failed", failure, sid=sid)
     )
@@ -338,15 +347,11 @@ async def _tell(handlers: Handlers, event: str, arguments: tuple[Any, ...], port
         try:
             if inspect.iscoroutinefunction(handler):
                 await handler(*arguments)
-            elif port.at_once:
-                await maybeDeferred(handler, *arguments)
             else:
                 await deferToThreadPool(
                     port.reactor, port.reactor.getThreadPool(), handler, *arguments
                 )
         except Exception:
-            from sojourn.web.twisted._log import log
-
             log.failure("handler {name} of session {sid} failed", name=name, sid=arguments[0].sid)
             failed.append(name)
     return failed

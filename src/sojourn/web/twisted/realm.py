@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.python import threadable
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Live", "Realm", "manager_of", "realm_of"]
 
+_REALM = "_twisted_realm"
 _managers: dict[str, SessionManager] = {}
-_realms: WeakKeyDictionary[SessionManager, Realm] = WeakKeyDictionary()
 
 
 def manager_of(sessions: SessionManager | str | None) -> SessionManager:
@@ -63,11 +62,13 @@ def realm_of(sessions: SessionManager, reactor: Any = None) -> Realm:
         sessions: the manager.
         reactor: for a new realm; None: that of this process.
     """
-    realm = _realms.get(sessions)
+    # With the manager, and so gone with it: a script may make one at each request.
+    state = vars(sessions)
+    realm: Realm | None = state.get(_REALM)
     if realm is None:
         if reactor is None:
             from twisted.internet import reactor
-        realm = _realms[sessions] = Realm(sessions, reactor)
+        realm = state[_REALM] = Realm(sessions, reactor)
     return realm
 
 

@@ -351,8 +351,6 @@ def test_deferred_sessions() -> None:
 
 def test_ended_by_a_blocking_call_in_a_thread() -> None:
     """Callbacks of sessions run in the reactor's thread, whoever ends them."""
-    from twisted.python import threadable
-
     reactor = Reactor()
     web = Web(reactor=reactor)
     called: list[int] = []
@@ -361,15 +359,11 @@ def test_ended_by_a_blocking_call_in_a_thread() -> None:
             request.getSession().notifyOnExpire(lambda: called.append(threading.get_ident())) or ""
         )
     )
-    before, threadable.ioThread = threadable.ioThread, threading.get_ident()
-    try:
-        thread = threading.Thread(target=web.sessions.end, args=(web.cookie[3:25],))
-        thread.start()
-        thread.join()
-        assert called == []
-        reactor.asked.pop(0)()
-    finally:
-        threadable.ioThread = before
+    thread = threading.Thread(target=web.sessions.end, args=(web.cookie[3:25],))
+    thread.start()
+    thread.join()
+    assert called == []
+    reactor.asked.pop(0)()
 
     assert called == [threading.get_ident()]
     assert web.timers == []

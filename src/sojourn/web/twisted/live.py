@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sojourn.core import codec
+from sojourn.core.expiry import touch_interval_of
 from sojourn.core.operations import Changes, Kind
 from sojourn.core.record import Record
 from sojourn.core.session import (
@@ -81,6 +82,30 @@ class LiveSession(Session):
         self._work = rest
         self._status = Status.NEW if self._record is None else Status.UNCHANGED
         return fork
+
+    def clean(self) -> bool:
+        """Tell whether a commit has nothing to do, what was handed out being as it was.
+
+        Raises:
+            InvalidValue: a value that cannot be stored.
+        """
+        if self._status is not Status.UNCHANGED:
+            return False
+        work = self._work
+        if work is None:
+            return self._settled()
+        if work.steps or work.cleared or work.ends or work.notes:
+            return False
+        if self._active and not self._opened.previous:
+            env, record = self._env, self._record
+            assert record is not None
+            if env.clock() - record.seen >= touch_interval_of(record, env.rules):
+                return False
+        depth = self._env.rules.max_depth
+        for key, before in work.handed.items():
+            if codec.encode_value(self._cache[key], key=key, depth=depth) != before:
+                return False
+        return all(held.operation() is None for held in work.states.values())
 
     def join(self, fork: Fork) -> None:
         """Go on from what the commit of a fork has written."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.python import threadable
 from twisted.python.failure import Failure
 
 from sojourn.core import ending, flows
@@ -125,6 +124,7 @@ class Live:
         self.waiting: deque[Deferred[None]] = deque()
         self.pinned = False
         self.watched: float | None = None
+        self.watcher = Watcher(self)
         self.lock: Lock | None = None
         self.locking: deque[Deferred[None]] = deque()
 
@@ -173,15 +173,28 @@ class Live:
                 Conflict(f"session {self.sid} ended while its lock was waited for")
             )
 
-    def ended_elsewhere(self, sid: str, reason: str) -> None:
-        """What a watch calls: it ended, in another process or because its time is over."""
-        if threadable.ioThread not in (None, threadable.getThreadID()):
-            # A sweep or an end in a thread of the application's.
-            self.realm.reactor.callFromThread(self.ended_elsewhere, sid, reason)
-            return
+    def ended_elsewhere(self) -> None:
+        """Take note that it has ended, and call back who waits for that."""
         if not self.over:
             self.set_over()
             self.face._ended()
+
+
+class Watcher:
+    """What the manager calls when a session that is watched has ended."""
+
+    __slots__ = ("live",)
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+
+    def __call__(self, sid: str, reason: str) -> None:
+        """Be told in any thread: by a sweep or an end of the application's."""
+        self.live.realm.reactor.callFromThread(self.live.ended_elsewhere)
+
+    def at_once(self, sid: str, reason: str) -> None:
+        """Be told by Twisted's driver, in the reactor's thread."""
+        self.live.ended_elsewhere()
 
 
 class Lock:
@@ -368,7 +381,7 @@ class Realm:
                 live.face._collect()
             if not live.shared:
                 return _with_owed(entry, sessions.commit(core, late=late), late)
-            if core._settled():
+            if core._settled() or core.clean():
                 return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
             fork = core.fork(entry.opened)
         except BaseException:
@@ -466,19 +479,19 @@ class Realm:
     # The ends that this process waits for: one timer for all of them.
 
     def watch(self, live: Live) -> None:
-        """Call `live.ended_elsewhere` when it ends."""
+        """Call its watcher when it ends."""
         deadline = live.core.deadline
         if live.watched is None or deadline < live.watched:
             self.unwatch(live)
             live.watched = deadline
-            self.sessions.watch(live.core, live.ended_elsewhere)
+            self.sessions.watch(live.core, live.watcher)
             self._wake_at(deadline)
 
     def unwatch(self, live: Live) -> None:
         """No more."""
         if live.watched is not None:
             live.watched = None
-            self.sessions.unwatch(live.sid, live.ended_elsewhere)
+            self.sessions.unwatch(live.sid, live.watcher)
             handlers = self.sessions._handlers
             if handlers is not None and not handlers.watches and self._timer is not None:
                 self._timer.cancel()

@@ -129,7 +129,7 @@ def test_killed_under_load(start: Start, kind: str) -> None:
 
     for browser, least, most in zip(browsers, answered, sent, strict=True):
         assert least <= browser.go("/").counter <= most
-    assert sum(answered) > 100
+    assert sum(answered) > 10
 
 
 def test_servers_share_a_store(start: Start) -> None:

@@ -37,7 +37,7 @@ tuple). A required field that is None is taken for not set.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zope.interface import Invalid
@@ -205,7 +205,7 @@ class Schema:
         rules: how each of them merges.
     """
 
-    __slots__ = ("fields", "interface", "key", "name", "rules", "upgrades", "version")
+    __slots__ = ("_of", "fields", "interface", "key", "name", "rules", "upgrades", "version")
 
     def __init__(
         self,
@@ -223,6 +223,7 @@ class Schema:
         self.upgrades = upgrades
         self.fields = fields
         self.rules = rules
+        self._of: dict[type, list[tuple[str, Any]]] = {}
 
     # In a session's cache it stands for all interfaces that are kept under its key.
 
@@ -282,13 +283,15 @@ class Schema:
             if name in fields:
                 setattr(made, name, fields[name])
 
-    def _kept(self, made: Any) -> Iterator[tuple[str, Any]]:
-        """Yield the Attributes but those that the class computes."""
+    def _kept(self, made: Any) -> list[tuple[str, Any]]:
+        """Return the Attributes but those that the class computes."""
         kind = type(made)
-        for name, field in self.fields.items():
-            here = inspect.getattr_static(kind, name, None)
-            if not (isinstance(here, property) and here.fset is None):
-                yield name, field
+        kept = self._of.get(kind)
+        if kept is None:
+            kept = self._of[kind] = [
+                (name, field) for name, field in self.fields.items() if not _computed(kind, name)
+            ]
+        return kept
 
     def decode(self, segment: bytes) -> Fields:
         """Return the Attributes of a segment, upgraded and validated.
@@ -411,6 +414,12 @@ class _Use:
             return mine
         base = loaded if loaded is not None else self.first
         return self.cls.merge({} if base is None else self.cls.decode(base), theirs, mine)
+
+
+def _computed(kind: type, name: str) -> bool:
+    """Tell whether a class has a property of that name that cannot be set."""
+    here = inspect.getattr_static(kind, name, None)
+    return isinstance(here, property) and here.fset is None
 
 
 def _same(one: Any, other: Any) -> bool:

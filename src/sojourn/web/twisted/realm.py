@@ -9,6 +9,7 @@ is live. Everything here happens in the reactor's thread.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -76,16 +77,20 @@ class Entry:
 
     Attributes:
         live: the session.
+        face: what applications hold of it.
         request: None: of nobody's request, such as a commit on its own.
         opened: what its cookie opened.
         generation: the gains of rights that it has seen.
         owed: what earlier commits have to tell its browser.
     """
 
-    __slots__ = ("generation", "live", "opened", "owed", "request")
+    __slots__ = ("face", "generation", "live", "opened", "owed", "request")
 
-    def __init__(self, live: Live, request: Any, opened: Opened) -> None:
+    def __init__(
+        self, live: Live, request: Any, opened: Opened, face: DurableSession | None
+    ) -> None:
         self.live = live
+        self.face = face
         self.request = request
         self.opened = opened
         self.generation = 0 if opened.record is None else opened.record.generation
@@ -116,7 +121,8 @@ class Live:
         # A `LiveSession`, or a session of one request.
         self.core: Any = core
         self.sid = sid
-        self.face: DurableSession = None  # type: ignore[assignment]
+        self._face: weakref.ref[DurableSession] | None = None
+        self._kept: DurableSession | None = None
         self.entries: list[Entry] = []
         self.over = False
         self.speaker: Entry | None = None
@@ -124,9 +130,19 @@ class Live:
         self.waiting: deque[Deferred[None]] = deque()
         self.pinned = False
         self.watched: float | None = None
-        self.watcher = Watcher(self)
+        self.watcher: Watcher | None = None
         self.lock: Lock | None = None
         self.locking: deque[Deferred[None]] = deque()
+
+    # A strong reference would make a cycle of the two, and leave them to the garbage collector.
+    @property
+    def face(self) -> DurableSession | None:
+        """What applications hold; None where nobody does any more."""
+        return None if self._face is None else self._face()
+
+    @face.setter
+    def face(self, face: DurableSession) -> None:
+        self._face = weakref.ref(face)
 
     @property
     def shared(self) -> bool:
@@ -145,6 +161,7 @@ class Live:
         if self.over or not self.shared:
             return
         self.pinned = True
+        self._kept = self.face
         self.core.keep()
         self.realm.watch(self)
 
@@ -168,6 +185,7 @@ class Live:
         self.over = True
         self.forget()
         self.realm.unwatch(self)
+        self._kept = None
         while self.locking:
             self.locking.popleft().errback(
                 Conflict(f"session {self.sid} ended while its lock was waited for")
@@ -175,9 +193,11 @@ class Live:
 
     def ended_elsewhere(self) -> None:
         """Take note that it has ended, and call back who waits for that."""
+        face = self.face
         if not self.over:
             self.set_over()
-            self.face._ended()
+            if face is not None:
+                face._ended()
 
 
 class Watcher:
@@ -315,9 +335,9 @@ class Realm:
             core = sessions.session(cookie, https=https, client=client)
             core.status  # noqa: B018 - loads it
             live = Live(self, core, core.sid)
-            entry = Entry(live, request, core._opened)
+            live.face = face = make(live)
+            entry = Entry(live, request, core._opened, face)
             live.entries.append(entry)
-            live.face = make(live)
             return entry
         if opened is None:
             opened = sessions.open(cookie, https)
@@ -332,7 +352,8 @@ class Realm:
                 known = None
             elif core._record is None or record.version > core._record.version:
                 known.core.rebase(record, opened.data)
-                known.face._refresh()
+                if known.face is not None:
+                    known.face._refresh()
             if known is not None and opened.notes:
                 core._working().notes.extend(opened.notes)
         if known is None:
@@ -341,11 +362,11 @@ class Realm:
             known = Live(self, core, core.sid)
             self.live[known.sid] = known
             try:
-                known.face = make(known)
+                face = known.face = make(known)
             except BaseException:
                 known.forget()
                 raise
-        entry = Entry(known, request, opened)
+        entry = Entry(known, request, opened, known.face)
         known.entries.append(entry)
         return entry
 
@@ -377,8 +398,9 @@ class Realm:
         live = entry.live
         sessions, core = self.sessions, live.core
         try:
-            if not live.over:
-                live.face._collect()
+            face = live.face
+            if face is not None and not live.over:
+                face._collect()
             if not live.shared:
                 return _with_owed(entry, sessions.commit(core, late=late), late)
             if core._settled() or core.clean():
@@ -447,7 +469,7 @@ class Realm:
             elif before is None:
                 entry.generation = record.generation
             core.join(fork)
-            if done.retries:
+            if done.retries and live.face is not None:
                 live.face._refresh()
             if live.pinned:
                 self.watch(live)
@@ -456,15 +478,14 @@ class Realm:
             _owe(speaker, done)
             done.token, done.sealed, done.max_age, done.cleared = None, None, None, False
         if done.dropped == "gone" and not live.over:
-            live.set_over()
-            live.face._ended()
+            live.ended_elsewhere()
         elif done.dropped in ("login", "damaged"):
             live.forget()
 
     def commit_alone(self, live: Live) -> Deferred[Any]:
         """Commit outside of any request; what goes wrong is logged."""
         opened = live.core._opened
-        entry = Entry(live, None, opened)
+        entry = Entry(live, None, opened, live.face)
         try:
             waiting = as_deferred(self.commit(entry, late=True))
         except Exception:
@@ -484,14 +505,16 @@ class Realm:
         if live.watched is None or deadline < live.watched:
             self.unwatch(live)
             live.watched = deadline
+            live.watcher = Watcher(live)
             self.sessions.watch(live.core, live.watcher)
             self._wake_at(deadline)
 
     def unwatch(self, live: Live) -> None:
         """No more."""
         if live.watched is not None:
-            live.watched = None
+            assert live.watcher is not None
             self.sessions.unwatch(live.sid, live.watcher)
+            live.watched = live.watcher = None
             handlers = self.sessions._handlers
             if handlers is not None and not handlers.watches and self._timer is not None:
                 self._timer.cancel()
@@ -577,7 +600,8 @@ class Realm:
                 raise Conflict(f"session {live.sid} ended while its lock was waited for")
             if live.core._record is None or record.version > live.core._record.version:
                 live.core.rebase(record, opened.data)
-                live.face._refresh()
+                if live.face is not None:
+                    live.face._refresh()
             return live.face
 
         def lost(failure: Failure) -> Any:

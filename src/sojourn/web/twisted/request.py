@@ -165,8 +165,8 @@ class DurableRequest(_Base):
                 self._refusal = error
                 raise
             entries[secure] = entry
-            setattr(self, "_secureSession" if secure else "_insecureSession", entry.live.face)
-        face = entry.live.face
+            setattr(self, "_secureSession" if secure else "_insecureSession", entry.face)
+        face: Any = entry.face
         face.touch()
         return face
 
@@ -533,7 +533,8 @@ class DurableRequest(_Base):
             live = entry.live
             if live.shared and live.entries == [entry] and not live.over:
                 live.core._abandon()
-                live.face._reset()
+                if entry.face is not None:
+                    entry.face._reset()
 
     def _refuse(self, reason: Failure) -> None:
         """Answer with an error of ours, in place of what the application has written so far."""

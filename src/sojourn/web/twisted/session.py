@@ -579,7 +579,7 @@ class DurableSession(_Base):
         live = self._sojourn
         if live is None:
             raise ConfigurationError("a session that was made by hand is in no store")
-        entry = self._entry() or Entry(live, None, live.core._opened)
+        entry = self._entry() or Entry(live, None, live.core._opened, self)
         return as_deferred(live.realm.commit(entry, late=True))
 
     sid: str = _Of("The uid, as a str.")  # type: ignore[assignment]

@@ -43,9 +43,10 @@ class LiveSessions(MutableMapping[bytes, Any]):
         if uid in self.by_hand:
             return self.by_hand[uid]
         live = self._realm.live.get(uid.decode("latin-1"))
-        if live is None or live.face is None:
+        face = None if live is None else live.face
+        if face is None:
             raise KeyError(uid)
-        return live.face
+        return face
 
     def __setitem__(self, uid: bytes, session: Any) -> None:
         self.by_hand[uid] = session
@@ -56,8 +57,9 @@ class LiveSessions(MutableMapping[bytes, Any]):
         else:
             # The stock session's way to end: ours has done it already, or does it now.
             live = self._realm.live.get(uid.decode("latin-1"))
-            if live is not None:
-                live.face.end("user")
+            face = None if live is None else live.face
+            if face is not None:
+                face.end("user")
 
     def __iter__(self) -> Iterator[bytes]:
         yield from list(self.by_hand)

@@ -24,7 +24,7 @@ from sojourn.manager import Committed
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, failure_of, too_late
 from sojourn.web.headers import with_session
 from sojourn.web.twisted._log import log
-from sojourn.web.twisted.realm import Entry, Realm
+from sojourn.web.twisted.realm import Entry, Realm, _tells
 from sojourn.web.twisted.session import CURRENT, durable
 
 __all__ = ["DurableRequest", "Request", "adopt", "durable_factory"]
@@ -58,6 +58,10 @@ class DurableRequest(_Base):
     _replaced = False
     """It was answered, and nothing more of the application's is sent."""
     _finishing = False
+    _returned = False
+    """The resource has returned the whole body."""
+    _settled = False
+    """All that it did is committed."""
     _refusal: BaseException | None = None
 
     # Loading.
@@ -207,7 +211,7 @@ class DurableRequest(_Base):
         """Render a resource; for its time this is the request that speaks for the session."""
         token = CURRENT.set(self)
         try:
-            super().render(resrc)
+            super().render(_Rendered(resrc))
         finally:
             CURRENT.reset(token)
 
@@ -292,6 +296,8 @@ class DurableRequest(_Base):
         elif not self.startedWriting and not self._passed:
             self._finishing = True
             self._gate(self._finish, head=True)
+        elif self._settled:
+            self._end()
         else:
             self._commit_rest(self._end)
 
@@ -317,6 +323,8 @@ class DurableRequest(_Base):
         if isinstance(result, Deferred):
             result.addBoth(self._committed, head)
         else:
+            # Where the body was returned, nothing of the application runs between it and the end.
+            self._settled = self._returned
             self._committed(result, head)
 
     def _committed(self, result: Any, head: bool) -> None:
@@ -356,34 +364,53 @@ class DurableRequest(_Base):
 
     def _commit(self, late: bool = False) -> Any:
         """Commit all its sessions; what is to be told, by whether it is the one of https."""
+        entries = self._entries
+        if entries and len(entries) == 1 and self._former is None and self._refusal is None:
+            # The ordinary case, without what several need.
+            ((one, entry),) = entries.items()
+            done = self._commit_one(entry, late)
+            if isinstance(done, Deferred):
+                return done.addCallback(lambda done: {one: done})
+            return {one: done}
         told: dict[bool, Committed] = {}
         if self._refusal is not None:
             # The page would be another if its session could have been loaded.
             told[bool(self.isSecure())] = NOT_COMMITTED
-        uses = iter([(entry, self._is_of_https(entry)) for entry in self._uses()])
+        return self._commit_each(self._uses(), told, late)
 
-        def step(_: Any = None) -> Any:
-            for entry, https in uses:
-                done = self._commit_one(entry, late)
-                if isinstance(done, Deferred):
-                    return done.addCallback(note, https).addCallback(step)
-                note(done, https)
-            return told
+    def _commit_each(self, uses: list[Entry], told: dict[bool, Committed], late: bool) -> Any:
+        for number, entry in enumerate(uses):
+            done = self._commit_one(entry, late)
+            if isinstance(done, Deferred):
+                rest = uses[number + 1 :]
+                return done.addCallback(self._one_committed, entry, rest, told, late)
+            self._note(entry, done, told)
+        return told
 
-        def note(done: Committed, https: bool) -> None:
-            before = told.get(https)
-            if before is not None:
-                # One ended in this request, and a fresh one took its place.
-                done = Committed(
-                    token=done.token,
-                    sealed=done.sealed,
-                    max_age=done.max_age,
-                    cleared=before.cleared or done.cleared,
-                    dropped=done.dropped,
-                )
-            told[https] = done
+    def _one_committed(
+        self,
+        done: Committed,
+        entry: Entry,
+        rest: list[Entry],
+        told: dict[bool, Committed],
+        late: bool,
+    ) -> Any:
+        self._note(entry, done, told)
+        return self._commit_each(rest, told, late)
 
-        return step()
+    def _note(self, entry: Entry, done: Committed, told: dict[bool, Committed]) -> None:
+        https = self._is_of_https(entry)
+        before = told.get(https)
+        if before is not None:
+            # One ended in this request, and a fresh one took its place.
+            done = Committed(
+                token=done.token,
+                sealed=done.sealed,
+                max_age=done.max_age,
+                cleared=before.cleared or done.cleared,
+                dropped=done.dropped,
+            )
+        told[https] = done
 
     def _is_of_https(self, entry: Entry) -> bool:
         for https, one in (self._entries or {}).items():
@@ -483,6 +510,11 @@ class DurableRequest(_Base):
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.
                 self._broken = True
+            if not _tells(done) and not _speaks_of_caches(headers):
+                # What `with_session` comes to then.
+                headers.setRawHeaders(b"Vary", [b"Cookie"])
+                headers.setRawHeaders(b"Cache-Control", [b"private"])
+                continue
             plain = [
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, values in headers.getAllRawHeaders()
@@ -566,6 +598,23 @@ class DurableRequest(_Base):
         self._replaced = True
 
 
+class _Rendered:
+    """A resource that is about to be rendered: notes whether it returned its whole answer."""
+
+    __slots__ = ("_resource",)
+
+    def __init__(self, resource: Any) -> None:
+        self._resource = resource
+
+    def render(self, request: Any) -> Any:
+        body = self._resource.render(request)
+        request._returned = isinstance(body, bytes)
+        return body
+
+    def __repr__(self) -> str:
+        return repr(self._resource)
+
+
 class _Producer:
     """A producer that waits to be registered."""
 
@@ -593,6 +642,14 @@ class Request(DurableRequest, server.Request):
 
 def _wait_for(waiting: Deferred[Any]) -> Callable[[Any], Deferred[Any]]:
     return lambda _: waiting
+
+
+def _speaks_of_caches(headers: Any) -> bool:
+    """Tell whether the application has set a header that is about caches."""
+    for name, _ in headers.getAllRawHeaders():
+        if len(name) >= 13 and name.lower().endswith(b"-control"):
+            return True
+    return bool(headers.hasHeader(b"vary"))
 
 
 def _unavailable(error: BaseException | None) -> StoreUnavailable:

@@ -45,8 +45,10 @@ class LiveSession(Session):
 
     __slots__ = ()
 
-    def fork(self, opened: Opened) -> Fork:
+    def fork(self, opened: Opened) -> Fork | None:
         """Take what was done so far out, as a session to be committed for a request.
+
+        None: nothing was done, and no touch is due.
 
         This one stands as if it were saved already.
 
@@ -57,6 +59,8 @@ class LiveSession(Session):
             InvalidValue: a value that cannot be stored; nothing was taken out then.
         """
         changes = self._collect()
+        if not changes.steps and not changes.cleared and self._nothing_else():
+            return None
         work = self._working()
         fork = Fork(self._env, lambda: opened, self._client)
         fork._load = None
@@ -83,29 +87,16 @@ class LiveSession(Session):
         self._status = Status.NEW if self._record is None else Status.UNCHANGED
         return fork
 
-    def clean(self) -> bool:
-        """Tell whether a commit has nothing to do, what was handed out being as it was.
-
-        Raises:
-            InvalidValue: a value that cannot be stored.
-        """
-        if self._status is not Status.UNCHANGED:
-            return False
+    def _nothing_else(self) -> bool:
+        """Tell whether a commit without changes to values has nothing to do either."""
         work = self._work
-        if work is None:
-            return self._settled()
-        if work.steps or work.cleared or work.ends or work.notes:
+        if self._status is not Status.UNCHANGED or (work and (work.ends or work.notes)):
             return False
-        if self._active and not self._opened.previous:
-            env, record = self._env, self._record
-            assert record is not None
-            if env.clock() - record.seen >= touch_interval_of(record, env.rules):
-                return False
-        depth = self._env.rules.max_depth
-        for key, before in work.handed.items():
-            if codec.encode_value(self._cache[key], key=key, depth=depth) != before:
-                return False
-        return all(held.operation() is None for held in work.states.values())
+        if not self._active or self._opened.previous:
+            return True
+        env, record = self._env, self._record
+        assert record is not None
+        return env.clock() - record.seen < touch_interval_of(record, env.rules)
 
     def join(self, fork: Fork) -> None:
         """Go on from what the commit of a fork has written."""

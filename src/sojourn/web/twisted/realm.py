@@ -403,9 +403,9 @@ class Realm:
                 face._collect()
             if not live.shared:
                 return _with_owed(entry, sessions.commit(core, late=late), late)
-            if core._settled() or core.clean():
+            fork = None if core._settled() else core.fork(entry.opened)
+            if fork is None:
                 return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
-            fork = core.fork(entry.opened)
         except BaseException:
             self._next(live, None)
             raise

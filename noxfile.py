@@ -1,4 +1,7 @@
-"""Run the tests under every supported Python of this machine: `nox`, or `nox -s tests-3.12`."""
+"""Run the tests under every supported Python of this machine: `nox`, or `nox -s tests-3.12`.
+
+`nox -s quixote` runs those of the Quixote integration with each Quixote that it supports.
+"""
 
 import os
 import shutil
@@ -10,6 +13,7 @@ import nox
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests"]
 
 # pyenv puts stand-ins in the PATH that run only the versions chosen for a folder; take all it has.
 pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -31,3 +35,13 @@ def tests(session: nox.Session) -> None:
     session.install("--require-hashes", "-r", "requirements/dev.txt")
     session.install("--no-build-isolation", "--no-deps", "-e", ".")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("version", ["3.6", "3.7", "3.8"])
+def quixote(session: nox.Session, version: str) -> None:
+    """Run the tests of the Quixote integration with each Quixote that it supports."""
+    session.install("--require-hashes", "-r", "requirements/dev.txt")
+    session.install("--no-deps", f"quixote=={version}")
+    session.install("--no-build-isolation", "--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", "tests/web/quixote", *session.posargs)

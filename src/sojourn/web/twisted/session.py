@@ -144,9 +144,7 @@ class DurableSession(_Base):
         state = vars(self)
         state["_sojourn"] = live
         # What its constructor has set is its first state, and no reason to store anything.
-        state["_sojourn_known"] = {
-            name: _encoded(value) for name, value in state.items() if _is_plain(name)
-        }
+        state["_sojourn_known"] = {name: _encoded(state[name]) for name in _plain(state)}
         state["_sojourn_stored"] = set()
         self._load_attributes()
         state["lastModified"] = live.core.seen
@@ -329,7 +327,9 @@ class DurableSession(_Base):
         live = self._sojourn
         assert live is not None
         core, state, known = live.core, vars(self), self._sojourn_known
-        stored = {key for key in core._index if key.startswith(_ATTRIBUTE)} if _has(core) else set()
+        stored = {key for key in core._index if key.startswith(_ATTRIBUTE)} if _has(core) else ()
+        if not stored and not self._sojourn_stored:
+            return
         for key in stored:
             name = key[len(_ATTRIBUTE) :]
             if name in state and _encoded(state[name]) != known.get(name):
@@ -345,7 +345,7 @@ class DurableSession(_Base):
     def _reset(self) -> None:
         """Forget what was changed since the last commit."""
         state = vars(self)
-        for name in [name for name in state if _is_plain(name)]:
+        for name in _plain(state):
             if name not in self._sojourn_stored and name not in self._sojourn_known:
                 del state[name]
         for name in list(self._sojourn_stored):
@@ -362,7 +362,7 @@ class DurableSession(_Base):
         live = self._sojourn
         assert live is not None
         core, state, known = live.core, vars(self), self._sojourn_known
-        for name in [name for name in state if _is_plain(name)]:
+        for name in _plain(state):
             value = state[name]
             raw = _encoded(value)
             if raw is None:
@@ -639,8 +639,9 @@ def _local() -> CoreSession:
     return LiveSession(env, lambda: Opened(env.clock()))
 
 
-def _is_plain(name: str) -> bool:
-    return name[0] != "_" and name not in _STOCK
+def _plain(state: dict[str, Any]) -> list[str]:
+    """Return the names of the attributes that an application has set."""
+    return [name for name in state if name[0] != "_" and name not in _STOCK]
 
 
 def _has(core: CoreSession) -> bool:

@@ -501,11 +501,6 @@ class DurableRequest(_Base):
         realm = self._realm
         assert realm is not None
         headers = self.responseHeaders
-        # A CGI script or WSGI application with sessions of its own: it came after us.
-        theirs = {
-            line.partition(b"=")[0].decode("latin-1")
-            for line in headers.getRawHeaders(b"set-cookie") or ()
-        }
         for https, done in told.items():
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.
@@ -515,6 +510,11 @@ class DurableRequest(_Base):
                 headers.setRawHeaders(b"Vary", [b"Cookie"])
                 headers.setRawHeaders(b"Cache-Control", [b"private"])
                 continue
+            # A CGI script or WSGI application with sessions of its own: it came after us.
+            theirs = {
+                line.partition(b"=")[0].decode("latin-1")
+                for line in headers.getRawHeaders(b"set-cookie") or ()
+            }
             plain = [
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, values in headers.getAllRawHeaders()

@@ -246,6 +246,24 @@ def test_what_an_own_serializer_may_give(value: Any) -> None:
     assert (answer.status, answer.body) == (200, b"{}")
 
 
+@pytest.mark.parametrize("error", [AttributeError, EOFError, KeyError, ImportError])
+def test_what_an_own_serializer_may_raise(error: type[Exception]) -> None:
+    """Such as that of a class which is no longer there: a new visitor."""
+
+    class Raising:
+        def loads(self, text: bytes) -> Any:
+            raise error("gone")
+
+        def dumps(self, value: Any) -> bytes:
+            return b"text"
+
+    old = old_cookie(login, serializer=Raising())
+
+    answer = New(serializer=Raising()).visit(everything, old)
+
+    assert (answer.status, answer.body) == (200, b"{}")
+
+
 def test_the_names_of_both_cookies_may_be_the_same() -> None:
     """Then ours takes the place of the old one; nothing removes it after that."""
     new = New(settings={"cookie_name": "session"})

@@ -75,7 +75,8 @@ class OldCookie:
         try:
             renewed, _, state = self._signed.loads(value.encode("latin-1"))
             too_old = self._timeout is not None and now - float(renewed) > self._timeout
-        except (ValueError, TypeError, OverflowError, RecursionError):
+        except Exception:
+            # A serializer of the application's own raises what it likes.
             return None
         return None if too_old or not isinstance(state, dict) else state
 

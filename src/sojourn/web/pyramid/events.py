@@ -52,11 +52,17 @@ class SessionEnded:
 def notify(registry: Any, sessions: SessionManager) -> None:
     """Tell the subscribers of a registry; registers only what somebody subscribed to.
 
-    Handlers of the end of sessions are not free: each end is written twice for them.
+    Handlers of the end of sessions are not free: each end is written twice for them. It may be
+    called again, when there are more subscribers.
     """
+    told: set[object] = registry.__dict__.setdefault("_sojourn_told", set())
 
     def subscribed(event: object) -> bool:
-        return bool(registry.adapters.subscriptions([providedBy(event)], None))
+        key = type(event), sessions
+        if key in told or not registry.adapters.subscriptions([providedBy(event)], None):
+            return False
+        told.add(key)
+        return True
 
     nothing: Any = None
     if subscribed(SessionCreated(nothing)):

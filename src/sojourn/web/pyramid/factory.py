@@ -12,21 +12,17 @@ from pyramid.response import Response
 from pyramid.tweens import EXCVIEW
 from zope.interface import implementer
 
-from sojourn.core.cookie import tokens_in
-from sojourn.core.record import Client
 from sojourn.errors import ConfigurationError
 from sojourn.manager import SessionManager
 from sojourn.web.failure import ANSWERED
 from sojourn.web.pyramid import events
-from sojourn.web.pyramid.old_cookie import OldCookie, Taken
+from sojourn.web.pyramid.old_cookie import OldCookie
 from sojourn.web.pyramid.session import Session, SessionUnavailable
 from sojourn.web.pyramid.settings import arguments_of
-from sojourn.web.pyramid.visit import Visit, refuse
+from sojourn.web.pyramid.visit import Visit
 
 __all__ = ["Request", "SessionFactory", "includeme", "tween_factory"]
 
-_HERE = "_sojourn_session"
-"""The attribute of a request that holds its session, before anybody asked for it."""
 _LAST = PHASE3_CONFIG + 1000
 """When all that an application configures has been done."""
 
@@ -88,6 +84,8 @@ class SessionFactory:
         self.sessions = sessions
         self.set_on_exception = set_on_exception
         self.old_cookie = old_cookie
+        # The attribute of a request that holds its visit: another factory's is another one.
+        self._here = f"_sojourn_{id(self):x}"
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> SessionFactory:
@@ -104,48 +102,30 @@ class SessionFactory:
 
     def __call__(self, request: Any) -> Session:
         """Return the session of a request; it is loaded when it is first used."""
-        here: Session | None = request.__dict__.get(_HERE)
-        return self._prepare(request) if here is None else here
+        visit: Visit | None = request.__dict__.get(self._here)
+        if visit is None:
+            visit = self._prepare(request)
+        session = visit.session
+        return visit.begin(getattr(request, "registry", None)) if session is None else session
 
-    def _prepare(self, request: Any) -> Session:
-        """Make the session of a request, and see to it that it is committed."""
-        sessions, environ = self.sessions, request.environ
-        header = environ.get("HTTP_COOKIE", "")
-        https = environ.get("wsgi.url_scheme") == "https"
-        client = Client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_USER_AGENT", ""))
-        taken = None
-        old = self.old_cookie
-        # Whoever has a cookie of ours has been taken over already, or came later.
-        if old is not None and not tokens_in(header, sessions.cookie.name_for[https]):
-            taken = Taken(old, sessions, header, https, client)
-        session = sessions.session(
-            header,
-            https=https,
-            client=client,
-            kind=Session,
-            load=None if taken is None else taken.open,
-        )
-        session._registry = getattr(request, "registry", None)
-        visit = Visit(sessions, session, environ, self.set_on_exception, taken)
-        request.__dict__[_HERE] = session
+    def _prepare(self, request: Any) -> Visit:
+        """See to it that the session of a request is committed, if there comes to be one."""
+        sessions = self.sessions
+        visit = Visit(sessions, request.environ, self.set_on_exception, self.old_cookie)
+        request.__dict__[self._here] = visit
         # No request method: a property of one request costs more than all the rest here.
-        request.__dict__["sessions"] = sessions
+        request.__dict__.setdefault("sessions", sessions)
         request.add_response_callback(visit.respond)
         if sessions.commit_on_error:
             request.add_finished_callback(visit.fail)
-        return session
+        return visit
 
     def includeme(self, config: Any) -> None:
         """Do what `config.include("sojourn.web.pyramid")` does, with this factory."""
         sessions, registry = self.sessions, config.registry
         config.set_session_factory(self)
         config.add_tween("sojourn.web.pyramid.tween_factory", over=EXCVIEW)
-
-        def last() -> None:
-            events.notify(registry, sessions)
-            _add_panel(registry)
-
-        config.action("sojourn.web.pyramid", last, order=_LAST)
+        config.action("sojourn.web.pyramid", _tell, args=(registry, sessions), order=_LAST)
 
 
 def includeme(config: Any) -> None:
@@ -160,17 +140,43 @@ def tween_factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any
         # The application has set another one over ours.
         return handler
 
+    # Once more, with what was added since `include`: a configurator may commit early.
+    _tell(registry, factory.sessions)
+
     def tween(request: Any) -> Any:
-        session = factory._prepare(request)
+        visit = factory._prepare(request)
         try:
-            return handler(request)
+            response = handler(request)
         except (SessionUnavailable, *ANSWERED) as error:
+            # As for an answer of an exception view: whoever keeps transactions looks for it.
+            request.exception = error
+            request.exc_info = (type(error), error, None)
             response = Response()
-            where = f"{request.environ.get('REQUEST_METHOD')} {request.environ.get('PATH_INFO')!r}"
-            refuse(session, response, error, where)
+            visit.refuse(response, error)
             return response
+        if visit.session is not None and type(response) is Response:
+            return _own(request, response)
+        return response
 
     return tween
+
+
+def _own(request: Any, response: Response) -> Response:
+    """Return a response that only this request has: views also return one that they keep.
+
+    The cookie of a visitor must not stay in it for the next one.
+    """
+    if response is request.__dict__.get("response"):
+        return response
+    own = Response.__new__(Response)
+    own.__dict__.update(response.__dict__)
+    own.headerlist = list(response.headerlist)
+    return own
+
+
+def _tell(registry: Any, sessions: SessionManager) -> None:
+    events.notify(registry, sessions)
+    _add_panel(registry)
 
 
 def _add_panel(registry: Any) -> None:

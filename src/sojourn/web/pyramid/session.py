@@ -13,7 +13,7 @@ from zope.interface import implementer, providedBy
 from sojourn.core import csrf
 from sojourn.core.record import Client
 from sojourn.core.rules import Environment
-from sojourn.core.session import Event, Opened
+from sojourn.core.session import _FLASH, Event, Opened
 from sojourn.core.session import Session as CoreSession
 from sojourn.core.token import drawn
 from sojourn.errors import StoreUnavailable
@@ -23,6 +23,8 @@ __all__ = ["Session", "SessionUnavailable"]
 
 CSRF = "_csrft_"
 """Where Pyramid's own sessions keep their form token, and where its policies look for it."""
+USER = "userid"
+"""What the key ends in under which Pyramid's `SessionAuthenticationHelper` remembers a user."""
 FLASH = "_f_"
 """What the key of a queue of messages begins with in Pyramid's own sessions."""
 
@@ -49,12 +51,10 @@ class Session(CoreSession):
     keep in Attributes is kept with it: `ICounter(request.session)`.
     """
 
-    __slots__ = ("_refused", "_registry")
+    __slots__ = ("_registry",)
 
     _registry: Any
     """Where adapters are looked for; None: nowhere."""
-    _refused: bool
-    """The answer is one of ours, and nothing of what the request did is kept."""
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class Session(CoreSession):
         """Make one whose record `load(*arguments)` finds when it is first used, for that client."""
         super().__init__(env, partial(_loaded, load, *arguments), client)
         self._registry = None
-        self._refused = False
 
     @property
     def created(self) -> int:
@@ -127,7 +126,8 @@ class Session(CoreSession):
 
         def __getitem__(self, key):
             if type(key) is str and key.startswith(FLASH):
-                messages = self.peek_flash(key[len(FLASH) :])
+                # Themselves, no copy: they may be changed in place as any other value.
+                messages = self.get(_FLASH + key[len(FLASH) :])
                 if not messages:
                     raise KeyError(key)
                 return messages
@@ -135,11 +135,22 @@ class Session(CoreSession):
 
         def __setitem__(self, key, value):
             if type(key) is str and key.startswith(FLASH):
-                self.pop_flash(key[len(FLASH) :])
-                for message in value:
-                    self.flash(message, key[len(FLASH) :])
-            else:
-                super().__setitem__(key, value)
+                messages = list(value)
+                # The core checks the key and the value as those of the application.
+                super().__setitem__(key, messages)
+                super().__delitem__(key)
+                self._put(_FLASH + key[len(FLASH) :], messages)
+                return
+            if type(key) is str and key.endswith(USER) and self.get(key) != value:
+                # The visitor gains rights, as by a login.
+                self.renew()
+            super().__setitem__(key, value)
+
+        def setdefault(self, key, default=None):
+            if type(key) is str and key.startswith(FLASH) and key not in self:
+                self[key] = default
+                return self.get(_FLASH + key[len(FLASH) :])
+            return super().setdefault(key, default)
 
         def __delitem__(self, key):
             if type(key) is str and key.startswith(FLASH):

@@ -422,7 +422,8 @@ class SessionManager:
                 store = self._store
                 if store is None:
                     store = self._open_store()
-                return flows.judge(store.load(token.sid), token, env.clock(), env)
+                if not store.promises.stale:
+                    return flows.judge(store.load(token.sid), token, env.clock(), env)
             except StoreUnavailable as error:
                 if not error.transient:
                     # It has waited as long as it may; nobody is to wait that long again.

@@ -6,7 +6,7 @@ asynchronous one, awaits what that returns.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import msgspec
@@ -67,12 +67,20 @@ Flow = Generator[Call, Any, T]
 
 
 class Load(Call, frozen=True, gc=False):
-    """`Store.load`: the record or None."""
+    """`Store.load`: the record or None.
+
+    With `opens`, a store may recall a record that `opens` accepts (`stores.base`, "Recalling").
+    """
 
     sid: str
+    opens: Callable[[Record], bool] | None = None
 
     def on(self, store: Any) -> Any:
         """Make the call."""
+        if self.opens is not None:
+            recall = getattr(store, "recall", None)
+            if recall is not None:
+                return recall(self.sid, self.opens)
         return store.load(self.sid)
 
 

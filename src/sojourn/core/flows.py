@@ -6,6 +6,7 @@ The drivers run them blocking, on an event loop, or under Twisted; so the rules 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -104,7 +105,7 @@ def open_session(tokens: Iterable[Token], env: Environment) -> Flow[Opened]:
     found: list[Opened] = []
     for token in tokens:
         try:
-            record: Record | None = yield Load(token.sid)
+            record: Record | None = yield Load(token.sid, partial(_surely_opens, token, now))
             opened = judge(record, token, now, env)
         except DamagedRecord as error:
             opened = Opened(now, notes=(("damaged", token.sid, str(error)),))
@@ -137,6 +138,15 @@ def refresh(session: Session, env: Environment) -> Flow[None]:
         # Another request renewed it, and its answer brings the cookie: read and merge only.
         session._opened = msgspec.structs.replace(session._opened, previous=True)
     session._reread(record, unseal(record, env))
+
+
+def _surely_opens(token: Token, now: float, record: Record) -> bool:
+    """Tell whether a token opens a record, even if the record is not the newest.
+
+    A no is not to be had from an old one: the session may have been renewed, or used, since.
+    """
+    given = hash_secret(token.secret)
+    return record.status == LIVE and now < record.deadline and same_hash(given, record.secret_hash)
 
 
 def judge(record: Record | None, token: Token, now: float, env: Environment) -> Opened:

@@ -32,6 +32,11 @@ other exception for anything that came out of the store. A sid is always 22 char
 starts as the deadline at `create`, and `replace` sets it to the new deadline where that is earlier
 than the due time kept. `touch` leaves it alone, so that a touch changes no index: `due` finds such
 a record, sees a later deadline, and moves its due time there without returning it.
+
+**Recalling.** A store may have one method more, `recall(sid, opens)`, with which a request begins:
+as `load`, but it may return a record from this process's memory, at most `promises.stale` seconds
+old, if `opens(record)` says that it opens the session. So memory never keeps a visitor out, and
+what is written upon such a record is compared with the version that the store has.
 """
 
 from __future__ import annotations
@@ -67,6 +72,8 @@ class Promises(msgspec.Struct, frozen=True, kw_only=True):
         lists: sessions can be listed and counted, by user too.
         inline: a read is a few microseconds and never waits, so that an event loop may make it
             without a thread.
+        stale: for how many seconds, at most, the beginning of a request may be shown what another
+            process has changed since; writes and locks are never based on it.
         note: one sentence more, for people.
     """
 
@@ -76,6 +83,7 @@ class Promises(msgspec.Struct, frozen=True, kw_only=True):
     merges: bool = True
     lists: bool = True
     inline: bool = False
+    stale: float = 0.0
     note: str = ""
 
 

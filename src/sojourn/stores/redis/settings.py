@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         wait_timeout: seconds for that; less than `timeout`.
         overdue: seconds for which the server keeps a record beyond its deadline, should no sweep
             come for it.
+        near: for how many seconds, at most, a request may be answered from this process's memory
+            after its session was loaded; 0: every request asks the server.
     """
 
     prefix: str = "sojourn"
@@ -48,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     aof: bool = False
     wait_timeout: float = 1.0
     overdue: float = 7 * 86400.0
+    near: float = 0.0
 
     def faults(self) -> list[str]:
         """Return a sentence for each setting that cannot work."""
@@ -71,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"overdue is {self.overdue}; give seconds, at least as long as the "
                 "sweep may ever stand still"
             )
+        if not 0 <= self.near < 3600:
+            found.append(f"near is {self.near}; give seconds, 0 for no answers from memory")
         return found
 
 
@@ -156,6 +161,11 @@ def read_url(url: str, options: dict[str, Any]) -> tuple[Target, Settings]:
         theirs = [(name, value) for name, value in theirs if not name.startswith("sentinel_")]
     if kind == "cluster" and path.strip("/") not in ("", "0"):
         faults.append(f"database {path.strip('/')!r}; a cluster has only database 0")
+    if kind == "cluster" and settings.near:
+        faults.append(
+            f"near is {settings.near}, but a cluster has several primaries, and each would have to "
+            "tell of changes; leave near out, or use one primary, under Sentinel if need be"
+        )
     if faults:
         raise ConfigurationError(f"{_shown(url)}: " + "; ".join(faults))
     return (

@@ -12,15 +12,18 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from sojourn.core.calls import Outcome
 from sojourn.core.record import Ended, Record
-from sojourn.errors import SojournError, StoreUnavailable
+from sojourn.errors import ConfigurationError, SojournError, StoreUnavailable
 from sojourn.stores.base import Promises
 from sojourn.stores.redis.links import ERRORS, AsyncLink, Link, translated, tried
+from sojourn.stores.redis.near import Near
 from sojourn.stores.redis.settings import read_url
 from sojourn.stores.redis.verbs import (
     Batch,
@@ -46,7 +49,8 @@ _PROMISES = Promises(
     survives="restart",
     shared="hosts",
     note="what a kill of the server or a failover leaves is what its persistence and replication "
-    "settings keep; with wait= or aof= a logout is confirmed first",
+    "settings keep; with wait= or aof= a logout is confirmed first; with near= a request may be "
+    "answered from memory",
 )
 
 
@@ -62,6 +66,19 @@ class Common:
         self._verbs = Verbs(self.settings)
         self._confirmation = confirmation(self.settings)
         self._looked = False
+        self._near: Near | None = None
+        if self.settings.near:
+            self._remember()
+
+    def _remember(self) -> None:
+        if not hasattr(self, "recall"):
+            raise ConfigurationError(
+                f"{self._target.shown}: near is {self.settings.near}, but a {type(self).__name__} "
+                "answers nothing from memory; leave near out"
+            )
+        self._near = Near(self._target, self.settings)
+        weakref.finalize(self, self._near.close)
+        self.promises = msgspec.structs.replace(_PROMISES, stale=self.settings.near)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._target.shown!r})"
@@ -129,25 +146,44 @@ class RedisStore(Common):
         """As `Store.load`."""
         return self._run(self._verbs.load(sid))
 
+    def recall(self, sid: str, opens: Callable[[Record], bool]) -> Record | None:
+        """As `load`, or, with `near`, a record from memory that `opens` accepts."""
+        near = self._near
+        if near is None:
+            return self.load(sid)
+        record = near.recall(sid)
+        if record is not None and opens(record):
+            return record
+        asked, record = near.begin(sid), None
+        try:
+            record = self.load(sid)
+        finally:
+            near.end(asked, record)
+        return record
+
     def create(self, record: Record) -> bool:
         """As `Store.create`."""
-        return self._run(self._verbs.create(record))
+        return self._run(self._verbs.create(record), record.sid)
 
     def replace(self, record: Record, expected_version: int) -> Record | Outcome:
         """As `Store.replace`."""
-        return self._run(self._verbs.replace(record, expected_version))
+        return self._run(self._verbs.replace(record, expected_version), record.sid)
 
     def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
         """As `Store.touch`."""
-        return self._run(self._verbs.touch(sid, expected_version, seen, deadline))
+        return self._run(self._verbs.touch(sid, expected_version, seen, deadline), sid)
 
     def delete(self, sid: str, ended: Ended | None = None) -> bool:
         """As `Store.delete`; with `wait` or `aof`, raises where that was not confirmed in time."""
-        return self._run(self._verbs.delete(sid, ended))
+        return self._run(self._verbs.delete(sid, ended), sid)
 
     def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
         """As `Store.due`."""
-        return self._run(self._verbs.due(now, lease, limit))
+        claimed = self._run(self._verbs.due(now, lease, limit))
+        if self._near is not None:
+            for record in claimed:
+                self._near.drop(record.sid)
+        return claimed
 
     def list(
         self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100
@@ -167,11 +203,13 @@ class RedisStore(Common):
         """As `Store.close`; a later call connects again."""
         with self._opening:
             link, self._link = self._link, None
+        if self._near is not None:
+            self._near.close()
         if link is not None:
             link.close()
 
-    def _run(self, steps: Steps[T]) -> T:
-        """Run a verb: do what it yields."""
+    def _run(self, steps: Steps[T], written: str = "") -> T:
+        """Run a verb: do what it yields; `written` is the sid of what it may change."""
         if not self._free.acquire(timeout=self.settings.timeout):
             raise self._busy()
         request: Request | None = None
@@ -193,6 +231,8 @@ class RedisStore(Common):
             raise failed from error
         finally:
             self._free.release()
+            if self._near is not None and written:
+                self._near.drop(written)
 
     def _open(self) -> Link:
         with self._opening:
@@ -285,25 +325,44 @@ class AsyncRedisStore(Awaiting):
         """As `Store.load`."""
         return await self._run(self._verbs.load(sid))
 
+    async def recall(self, sid: str, opens: Callable[[Record], bool]) -> Record | None:
+        """As `load`, or, with `near`, a record from memory that `opens` accepts."""
+        near = self._near
+        if near is None:
+            return await self.load(sid)
+        record = near.recall(sid)
+        if record is not None and opens(record):
+            return record
+        asked, record = near.begin(sid), None
+        try:
+            record = await self.load(sid)
+        finally:
+            near.end(asked, record)
+        return record
+
     async def create(self, record: Record) -> bool:
         """As `Store.create`."""
-        return await self._run(self._verbs.create(record))
+        return await self._run(self._verbs.create(record), record.sid)
 
     async def replace(self, record: Record, expected_version: int) -> Record | Outcome:
         """As `Store.replace`."""
-        return await self._run(self._verbs.replace(record, expected_version))
+        return await self._run(self._verbs.replace(record, expected_version), record.sid)
 
     async def touch(self, sid: str, expected_version: int, seen: float, deadline: float) -> bool:
         """As `Store.touch`."""
-        return await self._run(self._verbs.touch(sid, expected_version, seen, deadline))
+        return await self._run(self._verbs.touch(sid, expected_version, seen, deadline), sid)
 
     async def delete(self, sid: str, ended: Ended | None = None) -> bool:
         """As `RedisStore.delete`."""
-        return await self._run(self._verbs.delete(sid, ended))
+        return await self._run(self._verbs.delete(sid, ended), sid)
 
     async def due(self, now: float, lease: float, limit: int = 100) -> builtins.list[Record]:
         """As `Store.due`."""
-        return await self._run(self._verbs.due(now, lease, limit))
+        claimed = await self._run(self._verbs.due(now, lease, limit))
+        if self._near is not None:
+            for record in claimed:
+                self._near.drop(record.sid)
+        return claimed
 
     async def list(
         self, user: str | None = None, status: int | None = 0, after: str = "", limit: int = 100
@@ -322,6 +381,8 @@ class AsyncRedisStore(Awaiting):
     async def close(self) -> None:
         """As `Store.close`; a later call connects again."""
         opened = self._links.pop(asyncio.get_running_loop(), None)
+        if self._near is not None and not self._links:
+            self._near.close()
         if opened is not None:
             await opened[0].close()
 
@@ -337,8 +398,8 @@ class AsyncRedisStore(Awaiting):
             self._links[loop] = opened
         return opened
 
-    async def _run(self, steps: Steps[T]) -> T:
-        """Run a verb: do what it yields."""
+    async def _run(self, steps: Steps[T], written: str = "") -> T:
+        """Run a verb: do what it yields; `written` is the sid of what it may change."""
         link, free = self._open()
         try:
             async with asyncio.timeout(self.settings.timeout) if free.locked() else _no_limit:
@@ -365,6 +426,8 @@ class AsyncRedisStore(Awaiting):
             raise failed from error
         finally:
             free.release()
+            if self._near is not None and written:
+                self._near.drop(written)
 
     async def _look(self, link: AsyncLink) -> None:
         """Warn, once, of a server that would drop sessions."""

@@ -382,6 +382,8 @@ def test_wrong_options() -> None:
         OldCookie("x", path="shop")
     with pytest.raises(ConfigurationError, match="timeout"):
         OldCookie("x", timeout=-1)
+    with pytest.raises(ConfigurationError, match="serializer of the old cookie is 'json'"):
+        OldCookie("x", serializer="json")
     sealed = SessionManager(CookieStore([os.urandom(32)]))
     with pytest.raises(ConfigurationError, match="needs a store on the server"):
         SessionFactory(sealed, old_cookie=OldCookie("x"))

@@ -157,6 +157,15 @@ def test_all_faults_at_once(caplog: pytest.LogCaptureFixture) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize("name", ["clock", "entropy", "old_cookie.serializer"])
+def test_what_no_text_stands_for(name: str) -> None:
+    """A function or an object: refused at the start, not met by the first visitor."""
+    with pytest.raises(SettingsError, match=f"sojourn.{name} is 'time.time'; .* from Python"):
+        SessionFactory.from_settings(
+            {"sojourn.old_cookie.secret": "secret", f"sojourn.{name}": "time.time"}
+        )
+
+
 def test_a_fault_that_the_manager_finds() -> None:
     """It is told too."""
     with pytest.raises(ConfigurationError, match="on_conflict is 'merge'"):

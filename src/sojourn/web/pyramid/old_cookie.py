@@ -57,6 +57,10 @@ class OldCookie:
         """
         if not isinstance(secret, (str, bytes)) or not secret:
             raise ConfigurationError("the secret of the old cookie must be a str that is not empty")
+        if serializer is not None and not callable(getattr(serializer, "loads", None)):
+            raise ConfigurationError(
+                f"serializer of the old cookie is {serializer!r}; it must be an object with loads"
+            )
         try:
             self._signed = SignedSerializer(secret, salt, hashalg, serializer)
         except ValueError as error:

@@ -64,6 +64,10 @@ def _text(text: str) -> str:
     return text
 
 
+def _object(text: str) -> Any:
+    raise ValueError("an object; no text stands for one, so give it from Python")
+
+
 Convert = Callable[[str], Any]
 
 # By the argument that it becomes. What is no text is taken as it is.
@@ -74,7 +78,7 @@ _MANAGER: dict[str, Convert] = {
     **dict.fromkeys(("max_bytes", "max_keys", "max_depth", "max_sessions"), _int),
     **dict.fromkeys(("commit_on_error", "cookie_secure"), _bool),
     **dict.fromkeys(("cookie_partitioned", "cookie_persistent"), _bool),
-    **dict.fromkeys(("clock", "entropy"), _text),
+    **dict.fromkeys(("clock", "entropy"), _object),
     "expiry": _expiry,
     "seal_keys": aslist,
     "cookie_samesite": _samesite,
@@ -87,7 +91,7 @@ _NONE = {
 _OLD: dict[str, Convert] = {
     **dict.fromkeys(("secret", "cookie_name", "path", "domain", "hashalg", "salt"), _text),
     "timeout": _number,
-    "serializer": _text,
+    "serializer": _object,
 }
 # Pyramid's own names.
 _PYRAMID: dict[str, str] = {

@@ -131,6 +131,33 @@ def test_a_response_that_a_view_keeps(sessions: SessionManager) -> None:
     assert cookies(TestApp(app).get("/")) == []
 
 
+def test_headers_that_are_changed_after_the_view(sessions: SessionManager) -> None:
+    """Each kind of them, in an answer that is one request's own."""
+    kept = Response("the same for all", content_type="text/plain")
+    kept.cache_control.max_age = 60
+
+    def late(request: Any, response: Any) -> None:
+        response.cache_control.no_transform = True
+        response.content_type = "text/css"
+        response.set_cookie("theme", "dark")
+        response.vary = ("Accept",)
+
+    def view(request: Any) -> Response:
+        count(request)
+        request.add_response_callback(late)
+        return kept
+
+    browser = TestApp(make_app(SessionFactory(sessions), view))
+    first, second = browser.get("/"), browser.get("/")
+
+    assert len(cookies(first)) == 2
+    assert cookies(second) == ["theme=dark; Path=/"]
+    assert second.headers["Cache-Control"] == "private, max-age=60, no-transform"
+    assert second.headers.getall("Vary") == ["Accept", "Cookie"]
+    assert (second.content_type, kept.content_type) == ("text/css", "text/plain")
+    assert kept.headers["Cache-Control"] == "max-age=60"
+
+
 def test_a_kept_response_after_a_failure() -> None:
     """The failure of one commit is not what all others are answered from then on."""
     down = [True]

@@ -171,6 +171,8 @@ def _own(request: Any, response: Response) -> Response:
     own = Response.__new__(Response)
     own.__dict__.update(response.__dict__)
     own.headerlist = list(response.headerlist)
+    # It writes to the response that it was asked of.
+    own._cache_control_obj = None
     return own
 
 

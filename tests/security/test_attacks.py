@@ -202,7 +202,7 @@ def test_A12_a_secret_is_never_looked_up() -> None:
         assert "secret" not in ast.unparse(node)
     calls = [ast.unparse(node) for node in ast.walk(judge) if isinstance(node, ast.Call)]
     assert sum(one.startswith("same_hash(") for one in calls) == 2
-    assert "hash_secret(token.secret)" in calls
+    assert "sha256(token.secret.encode()).digest()" in calls
     for module in (memory_module, sqlite):
         assert "WHERE secret" not in inspect.getsource(module)
         assert "secret_hash=" not in inspect.getsource(module)

@@ -19,9 +19,10 @@ from twisted.python.failure import Failure
 
 from sojourn.core import ending, flows
 from sojourn.core.cookie import tokens_in
-from sojourn.core.record import Client
+from sojourn.core.record import Client, Record
 from sojourn.core.session import Opened, Session
 from sojourn.core.token import Token
+from sojourn.drivers import run
 from sojourn.errors import ConfigurationError, Conflict, SojournError, StoreUnavailable
 from sojourn.manager import Committed, SessionManager
 from sojourn.web.failure import NOT_COMMITTED, checked
@@ -242,6 +243,7 @@ class Realm:
 
     Attributes:
         live: the sessions in use, by sid.
+        at_once: no call on the store waits for anything.
     """
 
     def __init__(self, sessions: SessionManager, reactor: Any) -> None:
@@ -249,6 +251,7 @@ class Realm:
         self.reactor = reactor
         self.live: dict[str, Live] = {}
         self._port: Port | None = None
+        self.at_once = False
         self._loads: dict[tuple[str, ...], _Load] = {}
         self._timer: Any = None
 
@@ -258,6 +261,7 @@ class Realm:
         port = self._port
         if port is None:
             port = self._port = port_of(self.sessions, self.reactor)
+            self.at_once = type(port) is Port
         return port
 
     def run(self, flow: Any) -> Any:
@@ -403,7 +407,11 @@ class Realm:
                 face._collect()
             if not live.shared:
                 return _with_owed(entry, sessions.commit(core, late=late), late)
-            fork = None if core._settled() else core.fork(entry.opened)
+            if core._settled():
+                return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
+            if self.at_once and sessions._handlers is None:
+                return self._next(live, self._commit_at_once(entry, late))
+            fork = core.fork(entry.opened)
             if fork is None:
                 return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
         except BaseException:
@@ -425,7 +433,7 @@ class Realm:
 
         def committed(done: Committed) -> Committed:
             sessions._note(done)
-            self._take_in(entry, fork, done)
+            self._take_in(entry, fork, core._record, done)
             return _with_owed(entry, done, late)
 
         live.busy = True
@@ -448,6 +456,23 @@ class Realm:
         waiting.addCallback(committed)
         return waiting.addBoth(lambda answer: self._next(live, answer))
 
+    def _commit_at_once(self, entry: Entry, late: bool) -> Committed:
+        """Commit where nothing is waited for, so that nothing is done to the session meanwhile."""
+        live, sessions = entry.live, self.sessions
+        core = live.core
+        before = core._record
+        core._opened = entry.opened
+        try:
+            done = run(flows.commit(core, sessions._env, late), self.port.store)
+        except SojournError as error:
+            live.forget()
+            if not isinstance(error, StoreUnavailable):
+                raise
+            done = sessions._uncommitted(error, core)
+        sessions._note(done)
+        self._take_in(entry, core, before, done)
+        return _with_owed(entry, done, late)
+
     def _next(self, live: Live, answer: Any) -> Any:
         """Let the next one commit who waits for that."""
         live.busy = False
@@ -455,7 +480,7 @@ class Realm:
             live.waiting.popleft().callback(None)
         return answer
 
-    def _take_in(self, entry: Entry, fork: Session, done: Committed) -> None:
+    def _take_in(self, entry: Entry, fork: Session, before: Record | None, done: Committed) -> None:
         live = entry.live
         core = live.core
         entry.opened = fork._opened
@@ -463,12 +488,12 @@ class Realm:
         live.speaker = None
         record = fork._record
         if record is not None and not live.over:
-            before = core._record
             if before is not None and record.generation != before.generation:
                 speaker.generation = record.generation
             elif before is None:
                 entry.generation = record.generation
-            core.join(fork)
+            if fork is not core:
+                core.join(fork)
             if done.retries and live.face is not None:
                 live.face._refresh()
             if live.pinned:

@@ -92,6 +92,21 @@ def test_what_is_secret_is_not_shown() -> None:
     assert token.partition(".")[2] not in repr(world.panel(lambda request: request.session.user))
 
 
+def test_keys_that_look_secret() -> None:
+    """As applications spell them, and not what only looks like one."""
+    secret = (
+        "pwd Passwort userPin user_pin jwt bearer session_id JSESSIONID private signature cvv "
+        "recovery_codes cookie otp_seed apikey"
+    ).split()
+    plain = ["spinning", "name", "cart", "page", "opinion"]
+
+    rows = World().panel(
+        lambda request: request.session.update(dict.fromkeys([*secret, *plain], "value"))
+    )
+
+    assert {key for key in [*secret, *plain] if rows[f"[{key!r}]"] == "'value'"} == set(plain)
+
+
 def test_an_own_pattern() -> None:
     """`sojourn.redact` is another pattern, in place of ours."""
     rows = World(sojourn__redact="^name$").panel(

@@ -22,7 +22,10 @@ from sojourn.web.pyramid.session import Session
 
 __all__ = ["REDACT", "SessionPanel", "add_panel"]
 
-REDACT = r"(?i)pass|secret|token|csrf|key|auth|credential|card|iban|ssn|(^|_)(pin|otp|cvc)"
+REDACT = (
+    "(?i)pass|pwd|secret|token|jwt|bearer|csrf|key|auth|credential|cookie|session|private|"
+    "signature|recovery|otp|card|cv[cv]|iban|ssn|(^|_)pin|pin$"
+)
 """Values whose keys match this are not shown, unless `sojourn.redact` is another pattern."""
 _LONGEST = 500
 _HIDDEN = "(not shown)"

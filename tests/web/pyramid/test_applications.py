@@ -79,6 +79,13 @@ def test_two_factories_in_one_request(make: Make, sessions: SessionManager) -> N
     assert (sessions.count(), others.count()) == (1, 1)
 
 
+def test_two_factories_of_one_manager(make: Make, sessions: SessionManager) -> None:
+    """They have one session: it is the manager's."""
+    app = make(lambda request: str(SessionFactory(sessions)(request) is request.session))
+
+    assert app.get("/").text == "True"
+
+
 def test_a_response_callback_that_raises(make: Make) -> None:
     """The request has failed, so nothing of it is kept."""
 
@@ -250,6 +257,13 @@ def test_the_cookie_from_before_pyramids_remember(prefix: str) -> None:
 
     assert victim.get("/").text == "alice"
     assert TestApp(app).get("/", headers=planted).text == "None"
+
+
+def test_other_keys_renew_nothing(make: Make) -> None:
+    """A key that only sounds like that of Pyramid's helper is the application's own."""
+    app = make(lambda request: request.session.update(chosen_userid=count(request)) or "")
+
+    assert [len(cookies(app.get("/"))) for _ in range(2)] == [1, 0]
 
 
 def test_messages_changed_in_place(make: Make) -> None:

@@ -84,8 +84,8 @@ class SessionFactory:
         self.sessions = sessions
         self.set_on_exception = set_on_exception
         self.old_cookie = old_cookie
-        # The attribute of a request that holds its visit: another factory's is another one.
-        self._here = f"_sojourn_{id(self):x}"
+        # The attribute of a request that holds its visit: another manager's is another one.
+        self._here = f"_sojourn_{id(sessions):x}"
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> SessionFactory:

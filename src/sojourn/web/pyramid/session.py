@@ -24,7 +24,7 @@ __all__ = ["Session", "SessionUnavailable"]
 CSRF = "_csrft_"
 """Where Pyramid's own sessions keep their form token, and where its policies look for it."""
 USER = "userid"
-"""What the key ends in under which Pyramid's `SessionAuthenticationHelper` remembers a user."""
+"""Where Pyramid's `SessionAuthenticationHelper` remembers a user, after a prefix such as `auth.`"""
 FLASH = "_f_"
 """What the key of a queue of messages begins with in Pyramid's own sessions."""
 
@@ -141,7 +141,7 @@ class Session(CoreSession):
                 super().__delitem__(key)
                 self._put(_FLASH + key[len(FLASH) :], messages)
                 return
-            if type(key) is str and key.endswith(USER) and self.get(key) != value:
+            if type(key) is str and key.endswith(USER) and self._gains(key, value):
                 # The visitor gains rights, as by a login.
                 self.renew()
             super().__setitem__(key, value)
@@ -163,6 +163,9 @@ class Session(CoreSession):
             if type(key) is str and key.startswith(FLASH):
                 return bool(self.peek_flash(key[len(FLASH) :]))
             return super().__contains__(key)
+
+    def _gains(self, key: str, user: Any) -> bool:
+        return key.rpartition(".")[2] == USER and self.get(key) != user
 
     # Components.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Live", "Realm", "manager_of", "realm_of"]
 
+_NOBODY = Client()
 _REALM = "_twisted_realm"
 _managers: dict[str, SessionManager] = {}
 
@@ -128,12 +128,12 @@ class Live:
         self.over = False
         self.speaker: Entry | None = None
         self.busy = False
-        self.waiting: deque[Deferred[None]] = deque()
+        self.waiting: deque[Deferred[None]] | None = None
         self.pinned = False
         self.watched: float | None = None
         self.watcher: Watcher | None = None
         self.lock: Lock | None = None
-        self.locking: deque[Deferred[None]] = deque()
+        self.locking: deque[Deferred[None]] | None = None
 
     # A strong reference would make a cycle of the two, and leave them to the garbage collector.
     @property
@@ -318,8 +318,6 @@ class Realm:
         opened: Opened | None,
         cookie: str,
         https: bool,
-        client: Client,
-        make: Callable[[Live], DurableSession],
     ) -> Entry:
         """Let a request use its session.
 
@@ -328,18 +326,16 @@ class Realm:
             opened: what its cookie opened; None: it is looked up now, which never waits then.
             cookie: the Cookie header.
             https: which of the two cookies.
-            client: who makes the request.
-            make: makes what applications hold.
 
         Raises:
             StoreUnavailable: the store did not answer.
         """
         sessions = self.sessions
         if sessions._carried:
-            core = sessions.session(cookie, https=https, client=client)
+            core = sessions.session(cookie, https=https, client=request._client_of())
             core.status  # noqa: B018 - loads it
             live = Live(self, core, core.sid)
-            live.face = face = make(live)
+            live.face = face = request._make_session(live)
             entry = Entry(live, request, core._opened, face)
             live.entries.append(entry)
             return entry
@@ -358,19 +354,25 @@ class Realm:
                 known.core.rebase(record, opened.data)
                 if known.face is not None:
                     known.face._refresh()
-            if known is not None and opened.notes:
-                core._working().notes.extend(opened.notes)
+            if known is not None:
+                if opened.notes:
+                    core._working().notes.extend(opened.notes)
+                known.face.touch()  # type: ignore[union-attr]
         if known is None:
             found = opened
+            # Of one that exists the client was noted when it was made; a login notes its own.
+            client = request._client_of() if record is None else _NOBODY
             core = LiveSession(sessions._env, lambda: found, client)
-            known = Live(self, core, core.sid)
+            known = Live(self, core, core.sid if record is None else record.sid)
             self.live[known.sid] = known
             try:
-                face = known.face = make(known)
+                known.face = face = request._make_session(known)
             except BaseException:
                 known.forget()
                 raise
-        entry = Entry(known, request, opened, known.face)
+        else:
+            face = known.face
+        entry = Entry(known, request, opened, face)
         known.entries.append(entry)
         return entry
 
@@ -394,6 +396,8 @@ class Realm:
         live = entry.live
         if live.busy:
             turn: Deferred[None] = Deferred()
+            if live.waiting is None:
+                live.waiting = deque()
             live.waiting.append(turn)
             return turn.addCallback(lambda _: self._commit(entry, late))
         return self._commit(entry, late)
@@ -600,6 +604,8 @@ class Realm:
             live.lock = held
             turn.callback(None)
         else:
+            if live.locking is None:
+                live.locking = deque()
             live.locking.append(turn)
             timer = self.reactor.callLater(wait, self._give_up_turn, live, turn, wait)
             turn.addBoth(lambda answer: (timer.active() and timer.cancel(), answer)[1])
@@ -636,6 +642,7 @@ class Realm:
         return turn.addErrback(lost)
 
     def _give_up_turn(self, live: Live, turn: Deferred[None], wait: float) -> None:
+        assert live.locking is not None
         live.locking.remove(turn)
         turn.errback(
             Conflict(

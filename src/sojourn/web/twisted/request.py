@@ -147,31 +147,34 @@ class DurableRequest(_Base):
         if entries is None:
             entries = self._entries = {}
         entry = entries.get(secure)
-        if entry is not None and entry.live.over:
+        if entry is not None and not entry.live.over:
+            face: Any = entry.face
+            face.touch()
+            return face
+        cookie = ""
+        opened: Opened | StoreUnavailable | None = None
+        if entry is not None:
             # Ended in this request, or elsewhere: go on with a fresh one.
             self._former = [*(self._former or ()), entry]
-            opened: Opened | StoreUnavailable | None = Opened(realm.sessions._env.clock())
-            entry = None
-            cookie = ""
         else:
             cookie = self._cookie_header()
-            opened = (self._opened or {}).get(secure)
-            if opened is None and not (realm.sessions._carried or cookie):
-                opened = Opened(realm.sessions._env.clock())
-        if entry is None:
-            if isinstance(opened, StoreUnavailable):
-                opened = self._without(realm, opened)
-            try:
-                entry = realm.enter(
-                    self, opened, cookie, secure, self._client(), self._make_session
-                )
-            except StoreUnavailable as error:
-                self._refusal = error
-                raise
-            entries[secure] = entry
-            setattr(self, "_secureSession" if secure else "_insecureSession", entry.face)
-        face: Any = entry.face
-        face.touch()
+            if self._opened:
+                opened = self._opened.get(secure)
+        if opened is None and not cookie:
+            opened = Opened(realm.sessions._env.clock())
+        if isinstance(opened, StoreUnavailable):
+            opened = self._without(realm, opened)
+        try:
+            entry = realm.enter(self, opened, cookie, secure)
+        except StoreUnavailable as error:
+            self._refusal = error
+            raise
+        entries[secure] = entry
+        face = entry.face
+        if secure:
+            self._secureSession = face
+        else:
+            self._insecureSession = face
         return face
 
     def _without(self, realm: Realm, error: StoreUnavailable) -> Opened:
@@ -187,7 +190,7 @@ class DurableRequest(_Base):
         session._bind(live)
         return session
 
-    def _client(self) -> Client:
+    def _client_of(self) -> Client:
         address = getattr(self.client, "host", None)
         agent = self.requestHeaders.getRawHeaders(b"user-agent")
         return Client(
@@ -197,7 +200,9 @@ class DurableRequest(_Base):
 
     def _by_hand(self, secure: bool) -> Any:
         """Return the session that the application has put into `site.sessions` itself, if any."""
-        by_hand = getattr(getattr(self.site, "sessions", None), "by_hand", None)
+        sessions: Any = self.site.sessions  # type: ignore[union-attr]
+        # Of a stock site that this request was adopted from it is a dict.
+        by_hand = sessions.by_hand if type(sessions) is not dict else None
         if not by_hand:
             return None
         name = b"_".join([_COOKIES[secure], *getattr(self, "sitepath", ())])

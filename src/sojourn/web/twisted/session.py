@@ -146,8 +146,9 @@ class DurableSession(_Base):
         # What its constructor has set is its first state, and no reason to store anything.
         state["_sojourn_known"] = {name: _encoded(state[name]) for name in _plain(state)}
         state["_sojourn_stored"] = set()
+        if live.shared:
+            live.core.use()
         self._load_attributes()
-        state["lastModified"] = live.core.seen
 
     # The core.
 
@@ -541,6 +542,7 @@ class DurableSession(_Base):
             speaker.request.getSession().login(user, request=speaker.request, **claims)
             return
         core._opened = speaker.opened
+        core._client = speaker.request._client_of()
         core.login(user, **claims)
         live.speaker = speaker
 

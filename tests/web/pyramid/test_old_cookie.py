@@ -12,6 +12,7 @@ import pytest
 from pyramid.config import Configurator
 from pyramid.response import Response
 from pyramid.session import SignedCookieSessionFactory
+from webob.cookies import SignedSerializer
 from webtest import TestApp
 
 from sojourn import ConfigurationError, SessionManager
@@ -134,6 +135,56 @@ def test_an_old_copy_after_the_logout() -> None:
         assert new.visit(everything, old).body == b"{}"
         new.clock.advance(600)
     assert new.sessions.count() == 0
+
+
+def spellings(old: str) -> list[str]:
+    """Return other texts of an old cookie that Pyramid's own reader takes too."""
+    name, _, value = old.partition("=")
+    last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    others = [
+        *(value[:-1] + char for char in last if char != value[-1]),
+        *(value[:20] + junk + value[20:] for junk in ("!", "!!!!", "\xe9\xe9\xe9\xe9")),
+        f'"{value}"',
+        f"{value}====",
+        value.replace("-", "+").replace("_", "/"),
+    ]
+    reader = SignedSerializer(SECRET, "pyramid.session.", "sha512")
+    taken = []
+    for other in others:
+        try:
+            reader.loads(other.encode("latin-1"))
+        except ValueError:
+            continue
+        taken.append(f"{name}={other}")
+    return taken
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_spelling_of_an_old_cookie(first: bool) -> None:
+    """It is the same cookie: no copy of it, however spelt, opens a session that is over."""
+    for length in range(4):
+        old = old_cookie(lambda request, length=length: request.session.update(a="x" * length))
+        others = spellings(old)
+        assert len(others) >= 2
+        new = New()
+        cookie = new.visit(everything, old if first else others[0]).token
+        assert new.visit(everything, f"id={cookie}").body == repr({"a": "x" * length}).encode()
+        new.visit(lambda request: request.session.invalidate(), f"id={cookie}")
+
+        for other in [old, *others]:
+            assert new.visit(everything, other).body == b"{}"
+        assert new.sessions.count() == 0
+
+
+def test_an_old_cookie_in_quotes() -> None:
+    """Pyramid took it, so it is carried over."""
+    for length in range(4):
+        old = old_cookie(lambda request, length=length: request.session.update(a="x" * length))
+        name, _, value = old.partition("=")
+
+        answer = New().visit(everything, f'{name}="{value}"')
+
+        assert answer.body == repr({"a": "x" * length}).encode()
 
 
 @pytest.mark.parametrize("view", [everything, lambda request: request.session.add("n")])

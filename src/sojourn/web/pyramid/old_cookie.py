@@ -8,6 +8,7 @@ renewal (requests that were on their way together), and nothing after that.
 from __future__ import annotations
 
 import logging
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,7 +109,8 @@ class Taken:
         """
         sessions, https = self._sessions, self._https
         opened = sessions.open("", https)
-        for value in self._values:
+        for spelt in self._values:
+            value = _canonical(spelt)
             state = self._old.read(value, opened.now)
             if state is None:
                 continue
@@ -139,6 +141,22 @@ class Taken:
         # A cookie of the same name takes its place by itself; and another answer may bring it.
         same = old.cookie_name == sessions.cookie.name_for[self._https]
         return old.removal if self._found and not same else ""
+
+
+def _canonical(value: str) -> str:
+    """Return the one spelling of what a signed cookie holds; empty: it is not base64.
+
+    Its reader skips what is no base64, ignores the last bits, and takes two alphabets. Were the
+    session that of the spelling, each other spelling would open another one: a copy of the cookie
+    would never wear out.
+    """
+    try:
+        # Some clients quote the value of a cookie; Pyramid took that.
+        text = value.strip('"').encode("latin-1")
+        held = urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+    except ValueError:
+        return ""
+    return urlsafe_b64encode(held).rstrip(b"=").decode()
 
 
 def _as_kept(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -873,3 +873,30 @@ def test_memory_store_is_never_waited_for() -> None:
     web = Web(MemoryStore())
     assert web.visit(count).body == b"1"
     assert web.timers == []
+
+
+def test_too_many_sessions(make_web: MakeWeb) -> None:
+    """A login that is refused at the commit is a 403, and nobody is logged in."""
+    web = make_web(max_sessions=1, on_too_many="deny")
+    login = lambda request: request.getSession().login("alice") or "welcome"  # noqa: E731
+    assert web.request(login, cookie="").status == 200
+
+    answer = web.request(login, cookie="")
+
+    assert (answer.status, answer.token, b"welcome" in answer.body) == (403, "", False)
+    assert web.sessions.counters["created"] == 1
+
+
+def test_a_conflict_at_the_commit(make_web: MakeWeb) -> None:
+    """Where the operator wants the later of two writers to fail, that is a 409."""
+    web = make_web(on_conflict="raise")
+    web.visit(count)
+    other = Web(web.store, clock=web.clock, on_conflict="raise")
+
+    def handler(request: Any) -> str:
+        request.getSession()["n"] = 5
+        other.request(lambda r: r.getSession().update(n=6) or "", cookie=web.cookie)
+        return "saved"
+
+    assert web.visit(handler).status == 409
+    assert web.visit(read).body == b"6"

@@ -229,10 +229,11 @@ class DurableRequest(_Base):
 
     def write(self, data: bytes) -> None:
         """Write to the answer; the first bytes leave when the session is committed."""
-        if self._replaced:
-            return
         if self._passed and self._waiting is None:
-            super().write(data)
+            if not self._replaced:
+                super().write(data)
+            return
+        if self._replaced:
             return
         if self._waiting is not None:
             if not isinstance(data, bytes):
@@ -250,7 +251,40 @@ class DurableRequest(_Base):
         else:
             if not isinstance(data, bytes):
                 raise TypeError(f"write() takes bytes, not {type(data).__name__}")
-            self._gate(lambda: self.write(data), head=True)
+            if not (self._returned and self._written(data)):
+                self._gate(lambda: self.write(data), head=True)
+
+    def _written(self, data: bytes) -> bool:
+        """Commit and write the whole body, where nothing waits: what the gate comes to then.
+
+        False: it is not so simple, and nothing was done.
+        """
+        entries, realm = self._entries, self._realm
+        if realm is None or not realm.at_once or not entries or len(entries) != 1:
+            return False
+        ((https, entry),) = entries.items()
+        live = entry.live
+        if (
+            self.code >= 500
+            or live.over
+            or live.busy
+            or live.lock is not None
+            or live.speaker is not None
+            or self._broken
+            or self._former is not None
+            or entry.outdated
+            or realm.sessions._handlers is not None
+        ):
+            return False
+        try:
+            done = realm.commit(entry)
+        except Exception:
+            self._refuse(Failure())
+            return True
+        self._set_headers({https: done})
+        self._passed = self._settled = True
+        super().write(data)
+        return True
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Take a producer, when the session is committed."""

@@ -32,7 +32,14 @@ class ICounter(Interface):
     value = Attribute("how often")
 
 
-@implementer(ICounter)
+class IAdded(Interface):
+    value = Attribute("how often")
+
+
+IAdded["value"].setTaggedValue("merge", "add")
+
+
+@implementer(ICounter, IAdded)
 class Counter:
     def __init__(self, session: Any) -> None:
         self.value = 0
@@ -50,6 +57,7 @@ class Connection:
 
 
 registerAdapter(Counter, server.Session, ICounter)
+registerAdapter(Counter, server.Session, IAdded)
 registerAdapter(Connection, server.Session, IConnection)
 
 
@@ -1342,3 +1350,128 @@ def test_no_name_of_ours_hides_one_of_twisted() -> None:
         "touch",
         "unsetComponent",
     }
+
+
+# What is easily lost.
+
+
+def test_changed_here_and_there(web: Web) -> None:
+    """What was changed here and is not committed yet outlasts a look at what others wrote."""
+    web.visit(lambda r: IAdded(r.getSession()) and "")
+    held: list[Any] = []
+
+    def hold(request: Any) -> object:
+        held.append(request)
+        session = request.getSession()
+        IAdded(session).value += 1
+        session[Cart].items.append("here")
+        session["list"] = ["here"]
+        session.name = "here"
+        return LATER
+
+    wire = web.begin(hold)
+
+    def elsewhere(request: Any) -> str:
+        session = request.getSession()
+        IAdded(session).value += 10
+        session[Cart].items.append("there")
+        session["other"] = "there"
+        session.label = "there"
+        return ""
+
+    peer(web).visit(elsewhere)
+
+    def look(request: Any) -> str:
+        session = request.getSession()
+        return repr(
+            [
+                IAdded(session).value,
+                session[Cart].items,
+                session["list"],
+                session["other"],
+                session.name,
+                session.label,
+            ]
+        )
+
+    # The look itself brings what is stored, and commits what is shared.
+    web.visit(look)
+    held[0].finish()
+    assert wire.take().status == 200
+    wanted = [11, ["there", "here"], ["here"], "there", "here", "there"]
+    assert web.visit(look).body.decode() == repr(wanted)
+    assert peer(web).visit(look).body.decode() == repr(wanted)
+
+
+def test_a_form_token_while_the_session_is_made() -> None:
+    """A token that is asked for while the session is being created is one of that session."""
+    web = Web(DeferredStore())
+    web.store.hold = True
+    tokens: list[str] = []
+
+    def handler(request: Any) -> object:
+        session = request.getSession()
+        tokens.append(session.csrf_token)
+        request.write(b"form: ")
+        tokens.append(session.csrf_token)
+        request.finish()
+        return LATER
+
+    wire = web.begin(handler)
+    web.store.release_all()
+    web.keep(wire.take())
+    web.store.hold = False
+
+    for token in tokens:
+        check = web.visit(lambda r, t=token: r.getSession().check_csrf(t) or "fine")
+        assert check.body == b"fine"
+
+
+def test_a_failing_page_of_a_session_that_is_waited_for(web: Web) -> None:
+    """It stays in memory, and yet nothing of what the page did stays in it."""
+    web.visit(lambda r: r.getSession().notifyOnExpire(lambda: None) or count(r))
+
+    def fails(request: Any) -> str:
+        session = request.getSession()
+        session["a"] = 1
+        session.name = "changed"
+        count(request)
+        raise RuntimeError("as it is meant to")
+
+    assert web.visit(fails).status == 500
+
+    def look(request: Any) -> str:
+        session = request.getSession()
+        return repr([session.get("a"), hasattr(session, "name"), ICounter(session).value])
+
+    assert web.visit(look).body == b"[None, False, 1]"
+
+
+def test_callbacks_where_a_commit_finds_it_ended(web: Web) -> None:
+    """A request of this process that comes upon the end calls back then, and once."""
+    called: list[str] = []
+    web.visit(lambda r: r.getSession().notifyOnExpire(lambda: called.append("x")) or count(r))
+    requests: list[Any] = []
+
+    def later(request: Any) -> object:
+        requests.append(request)
+        count(request)
+        return LATER
+
+    wire = web.begin(later)
+    peer(web).visit(lambda r: r.getSession().expire() or "")
+    requests[0].finish()
+
+    assert wire.take().status == 200
+    assert called == ["x"]
+    web.pass_time(100000)
+    assert called == ["x"]
+    assert web.timers == []
+
+
+def test_whose_device_logged_in(web: Web) -> None:
+    """The client of a session is that of the request that logged in."""
+    web.visit(count, User_Agent="first")
+    web.visit(lambda r: r.getSession().login("alice") or "", User_Agent="second")
+
+    assert web.visit(lambda r: r.getSession().client.agent, User_Agent="third").body == b"second"

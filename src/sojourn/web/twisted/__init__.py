@@ -9,9 +9,10 @@ subtree of any.
 
 from __future__ import annotations
 
+from sojourn.web.twisted.deferred import DeferredSessions
 from sojourn.web.twisted.request import Request
 from sojourn.web.twisted.resource import SessionResource
 from sojourn.web.twisted.session import Session
 from sojourn.web.twisted.site import SessionSite, install
 
-__all__ = ["Request", "Session", "SessionResource", "SessionSite", "install"]
+__all__ = ["DeferredSessions", "Request", "Session", "SessionResource", "SessionSite", "install"]

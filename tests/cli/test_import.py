@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sojourn.cli.commands import cli
 from sojourn.web.session3 import token_of_id
 from tests.web.quixote.old_files import (
     DICT_SESSION,
+    SESSION,
     RunsACommand,
     as_object,
     classes_named,
@@ -327,3 +329,122 @@ def test_users_that_no_session_can_have(directory: Path, url: str, user: object)
     assert done.exit_code == 1
     assert "a user is a str of 1 to 255 characters" in done.output
     assert SessionManager(url).count() == 0
+
+
+def raw(session_id: str, *pairs: bytes, name: str = SESSION) -> bytes:
+    """Return the pickle of a session with attributes written by hand."""
+    module, _, cls = name.rpartition(".")
+    head = b"\x80\x04" + called(module, cls) + b")\x81}("
+    return head + text("id") + text(session_id) + b"".join(pairs) + b"ub."
+
+
+def called(module: str, name: str) -> bytes:
+    return text(module) + text(name) + pickle.STACK_GLOBAL
+
+
+def text(value: str) -> bytes:
+    raw = value.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + len(raw).to_bytes(4, "little") + raw
+
+
+def integer(value: int) -> bytes:
+    raw = pickle.encode_long(value)
+    return pickle.LONG4 + len(raw).to_bytes(4, "little") + raw
+
+
+BAD_KEYS = {"a lone surrogate": "a\ud800", "of messages": "\0f:", "a number": 1}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+@pytest.mark.parametrize("name", [SESSION, DICT_SESSION])
+def test_keys_that_cannot_be(directory: Path, url: str, key: Any, name: str) -> None:
+    """The session is refused, and the others go over; a record that nobody can read is not made."""
+    first, last = sorted(new_id() for _ in range(2))
+    written = text(key) if isinstance(key, str) else b"K\x01"
+    pair = written + b"N"
+    if name == DICT_SESSION:
+        pair = text("data") + b"}(" + pair + b"u"
+    (directory / first).write_bytes(raw(first, pair, name=name))
+    write_session(directory, last)
+    done = imported(directory, "--store", url)
+
+    assert "Taken over 1;" in done.output
+    there = "Refused 1" if name == DICT_SESSION or isinstance(key, str) else "Damaged 1"
+    assert there in done.output
+    assert opened(url, first).is_new
+
+
+@pytest.mark.parametrize("data", [b"K\x01", b"]K\x01a", b"}(" + text(".user") + text("bob") + b"u"])
+def test_mappings_that_are_none(directory: Path, url: str, data: bytes) -> None:
+    """Nor does a key of a mapping become an attribute."""
+    session_id = new_id()
+    (directory / session_id).write_bytes(raw(session_id, text("data") + data, name=DICT_SESSION))
+    done = imported(directory, "--store", url)
+
+    assert "Taken over 0;" in done.output
+    assert "Refused 1" in done.output
+
+
+BOMBS = {
+    "a long integer": text("user") + integer(10**5000),
+    "a long integer as a key of the user": text("user") + b"}(" + integer(10**5000) + b"Nu",
+    "a Decimal of a long integer": text("x")
+    + called("decimal", "Decimal")
+    + integer(1 << 8_000_000)
+    + b"\x85R",
+    "a text a million times": text("x")
+    + b"]("
+    + text("a" * 1_000_000)
+    + b"\x94"
+    + b"h\x00" * 1_000_000
+    + b"e",
+    "sets of the same": text("x")
+    + b"]\x94("
+    + b"".join(b"M" + number.to_bytes(2, "little") for number in range(1 << 16))
+    + b"e0"
+    + called("builtins", "set")
+    + b"\x940]("
+    + b"h\x01h\x00\x85R" * 100_000
+    + b"e",
+    "objects of the same": text("x")
+    + b"("
+    + b"N" * 100_000
+    + b"t\x940"
+    + called("session3.Session", "Session")
+    + b"\x940]("
+    + b"h\x01h\x00\x81" * 100_000
+    + b"e",
+    "attributes of a class": text("x") + called("uuid", "UUID") + b"}(" + text("a") + b"Nub",
+}
+
+
+@pytest.mark.parametrize("pair", BOMBS.values(), ids=BOMBS)
+def test_a_small_file_does_not_grow(directory: Path, url: str, pair: bytes) -> None:
+    """What would take hours or gigabytes is given up at once, and the others go over."""
+    first, last = sorted(new_id() for _ in range(2))
+    (directory / first).write_bytes(raw(first, pair))
+    write_session(directory, last)
+    tracemalloc.start()
+    try:
+        done = imported(directory, "--store", url)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert "Taken over 1;" in done.output, done.output
+    assert "Damaged 1" in done.output
+    assert most < 200_000_000
+
+
+@pytest.mark.parametrize("name", ["a\ud800", "a\x1b]0;b\x07", "a\nTaken over 9", "a" * 100_000])
+def test_names_that_would_command_the_terminal(directory: Path, url: str, name: str) -> None:
+    """They are written out, and cut."""
+    session_id = new_id()
+    (directory / session_id).write_bytes(raw(session_id, text("x") + called(name, "b")))
+    done = imported(directory, "--store", url)
+
+    assert (done.exit_code, done.exception.__class__) == (1, SystemExit), done.output
+    (line,) = [one for one in done.output.splitlines() if "not allowed" in one]
+    assert line.isprintable()
+    assert len(line) < 300
+    assert not any(one.startswith("Taken over 9") for one in done.output.splitlines())

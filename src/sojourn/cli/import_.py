@@ -147,9 +147,14 @@ def _report(console: Console, done: _Done, sessions: SessionManager) -> None:
             console.print(f"[red]{what}[/red] {len(some):,}, {why}:")
         for name, reason in some[:_SHOWN]:
             # The name is what the visitor's cookie holds: whoever reads it whole is logged in.
-            console.print(f"  {name[:4]}...: {escape(reason)}")
+            console.print(f"  {name[:4]}...: {escape(_visible(reason))}")
         if len(some) > _SHOWN:
             console.print(f"  and {len(some) - _SHOWN:,} more")
     if done.foreign:
         names = ", ".join(map(repr, done.foreign[:_SHOWN]))
         console.print(f"No files of Session3's, {len(done.foreign):,}: {escape(names)}")
+
+
+def _visible(text: str) -> str:
+    """Return a text without what would command the terminal, as names in a file may do."""
+    return text if text.isprintable() else repr(text)[1:-1]

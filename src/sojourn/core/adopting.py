@@ -57,6 +57,12 @@ def adopt(
         StoreUnavailable: the store did not answer.
     """
     rules, now = env.rules, env.clock()
+    for key in values:
+        if not isinstance(key, str) or not codec.is_text(key):
+            # Nothing could read the record.
+            raise InvalidValue(
+                f"session[{key!r:.80}]: a key must be a str that holds no lone surrogates"
+            )
     segments = {
         key: codec.encode_value(value, key=key, depth=rules.max_depth)
         for key, value in values.items()

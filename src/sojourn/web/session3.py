@@ -16,7 +16,7 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from sojourn.core.adopting import token_of
 from sojourn.core.codec import is_text
@@ -53,6 +53,8 @@ MAX_FILE = 16 * 1024 * 1024
 MAX_PARTS = 1_000_000
 """Values in one session. A pickle can say in a few bytes what takes gigabytes when written out."""
 MAX_DEPTH = 200
+MAX_BITS = 1024
+"""Of an integer. To write out or to convert a longer one can take hours."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _OPEN |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
@@ -70,7 +72,7 @@ class Refused(Unreadable):
 
     def __init__(self, name: str) -> None:
         """Keep the name."""
-        super().__init__(f"it holds a {name}, which is not allowed")
+        super().__init__(f"it holds a {name:.200}, which is not allowed")
         self.name = name
 
 
@@ -162,7 +164,7 @@ def taken_over(
         user_id: the attribute of a user that is its id, where users are objects.
 
     Raises:
-        InvalidValue: its user has no id that a session can keep.
+        InvalidValue: its user has no id that a session can keep, or a key cannot be one.
     """
     attributes = found.attributes
     user = attributes.get("user")
@@ -171,16 +173,20 @@ def taken_over(
     if mapping or found.name == _DICT_SESSION:
         # Keys and attributes are apart: see `sojourn.web.quixote.DictSession`.
         prefix = "."
-        values.update(attributes.get("data", ()))
+        values.update(_keys_of(attributes.get("data", {}), prefix))
     for name, value in attributes.items():
         if name not in _NOT_VALUES and not (prefix and name == "data"):
             values[prefix + name] = value
+    for key in values:
+        if isinstance(key, str) and key[:1] == "\0":
+            # That is where messages and the like of our own are kept.
+            raise InvalidValue(f"session[{key!r:.80}]: a key must not begin with NUL")
     if type(user) is dict:
         values[prefix + "user"] = user
         if user_id not in user:
             raise InvalidValue(
                 "its user is an object; name the attribute that is the user's id by --user-id"
-                + (f" (it has {', '.join(map(str, user))})" if user else "")
+                + (f" (it has {', '.join(map(str, user)):.200})" if user else "")
             )
         user = user[user_id]
     if type(user) is int:
@@ -195,6 +201,20 @@ def taken_over(
     if type(address) is not str or not address.isprintable():
         address = ""
     return values, user, Client(address[:100])
+
+
+def _keys_of(data: object, prefix: str) -> dict[Any, Any]:
+    """Return the keys and values of a mapping.
+
+    Raises:
+        InvalidValue: it is none, or has a key that would be an attribute.
+    """
+    if type(data) is not dict:
+        raise InvalidValue(f"its data is a {type(data).__name__}; the data of a mapping is a dict")
+    for key in data:
+        if isinstance(key, str) and key[:1] == prefix:
+            raise InvalidValue(f"session[{key!r:.80}]: a key must not begin with a dot")
+    return data
 
 
 class _Object:
@@ -216,13 +236,22 @@ class _Object:
         self.state = state
 
 
+class _Decimal:
+    """Stands for `decimal.Decimal`, which would also take what needs hours to convert."""
+
+    def __new__(cls, text: object) -> Any:
+        if type(text) is not str:
+            raise ValueError("a Decimal is made of a str")
+        return decimal.Decimal(text)
+
+
 _PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("datetime", "datetime"): datetime.datetime,
     ("datetime", "date"): datetime.date,
     ("datetime", "time"): datetime.time,
     ("datetime", "timedelta"): datetime.timedelta,
     ("datetime", "timezone"): datetime.timezone,
-    ("decimal", "Decimal"): decimal.Decimal,
+    ("decimal", "Decimal"): _Decimal,
     ("uuid", "UUID"): uuid.UUID,
     ("collections", "OrderedDict"): dict,
     ("builtins", "set"): set,
@@ -243,20 +272,52 @@ _NEEDED = """
 """
 
 
+_run: dict[int, Callable[..., None]] = pickle._Unpickler.dispatch
+
+
 class _Unpickler(pickle._Unpickler):
     """Runs the instructions that are needed, with the classes that are allowed.
 
     The one in Python, as that in C makes room for whatever place in its memo a pickle names.
     """
 
-    dispatch = {  # noqa: RUF012 - as in the parent
-        code: pickle._Unpickler.dispatch[code]
-        for code in (getattr(pickle, name)[0] for name in _NEEDED.split())
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        code: _run[code] for code in (getattr(pickle, name)[0] for name in _NEEDED.split())
     }
+    stack: list[Any]
 
     def __init__(self, data: bytes, allowed: Collection[str]) -> None:
         super().__init__(io.BytesIO(data))
         self._allowed = allowed
+        self._left = MAX_PARTS
+
+    def _spend(self, arguments: Any) -> None:
+        """Count what a call may copy: three bytes of a pickle can copy a list of a million.
+
+        Raises:
+            ValueError: it is too much.
+        """
+        self._left -= 1 + len(arguments)
+        for one in arguments:
+            if isinstance(one, (tuple, list, dict, set, frozenset)):
+                self._left -= len(one)
+        if self._left < 0:
+            raise ValueError(f"it makes more than {MAX_PARTS:,} values")
+
+    def _reduce(self) -> None:
+        self._spend(self.stack[-1])
+        _run[pickle.REDUCE[0]](self)
+
+    def _newobj(self) -> None:
+        self._spend(self.stack[-1])
+        _run[pickle.NEWOBJ[0]](self)
+
+    def _build(self) -> None:
+        if not isinstance(self.stack[-2], (_Object, uuid.UUID)):
+            raise ValueError("it has attributes for what has none")
+        _run[pickle.BUILD[0]](self)
+
+    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _newobj, pickle.BUILD[0]: _build}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in, or a plain type; imports nothing."""
@@ -274,6 +335,8 @@ class _Parts:
 
     def __init__(self) -> None:
         self.left = MAX_PARTS
+        # One text can be in a pickle once and in the session a million times.
+        self.size = MAX_FILE
 
     def plain(self, value: Any, depth: int) -> Any:
         """Return the value with a dict for each object.
@@ -288,6 +351,12 @@ class _Parts:
             raise Unreadable("its values are nested too deep, or contain themselves")
         kind = type(value)
         if kind in _ATOMS:
+            if kind is str or kind is bytes:
+                self.size -= len(value)
+                if self.size < 0:
+                    raise Unreadable(f"written out it is larger than {MAX_FILE:,} bytes")
+            elif kind is int and value.bit_length() > MAX_BITS:
+                raise Unreadable(f"it holds an integer of more than {MAX_BITS:,} bits")
             return value
         if kind is uuid.UUID:
             return uuid.UUID(int=value.int)

@@ -127,15 +127,21 @@ def test_a_change_while_it_is_loaded(memory: Memory) -> None:
     assert memory.recall(record.sid) is record
 
 
-def test_two_loads_and_a_change_between(memory: Memory) -> None:
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_two_loads_and_a_change_between(memory: Memory, order: str) -> None:
     """Of two loads under way at once, the one that began before a change brings nothing."""
     old = new_record(NOW)
     new = next_version(old)
     first = memory.begin(old.sid)
     memory.drop(old.sid)
     second = memory.begin(old.sid)
-    memory.end(second, new)
-    memory.end(first, old)
+    if order == "first":
+        memory.end(first, old)
+        assert memory.recall(old.sid) is None
+        memory.end(second, new)
+    else:
+        memory.end(second, new)
+        memory.end(first, old)
 
     assert memory.recall(old.sid) is new
 
@@ -408,6 +414,32 @@ def proxy(redis_server: Server, no_blocking_on_the_loop: BlockBuster) -> Iterato
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("act", ["replace", "touch", "end", "sweep", "remove"])
+async def test_changes_of_its_own(
+    act: str, make: Callable[..., Both], redis_server: Server, prefix: str, proxy: Proxy
+) -> None:
+    """What a process does itself it sees at once, though the server cannot tell of it."""
+    record = new_record(NOW, deadline=NOW + 60)
+    acts: dict[str, tuple[Any, ...]] = {
+        "replace": ("replace", next_version(record, data=b"2"), 1),
+        "touch": ("touch", record.sid, 1, NOW + 1, NOW + 900),
+        "end": ("delete", record.sid, TOMBSTONE),
+        "sweep": ("due", NOW + 61, 60.0),
+        "remove": ("delete", record.sid),
+    }
+    async with make(redis_server.url, prefix=prefix, near=HOUR, timeout=60) as store:
+        told_by(store, proxy)
+        await store("create", record)
+        await keeps(store, record)
+        with proxy.silence():
+            assert await store(*acts[act])
+            found = await store("recall", record.sid, always)
+
+            assert found != record
+            assert found == await store("load", record.sid)
+
+
+@pytest.mark.anyio
 async def test_the_bound_holds_in_silence(
     make: Callable[..., Both], redis_server: Server, prefix: str, proxy: Proxy
 ) -> None:
@@ -597,12 +629,11 @@ class Site:
         session.update(values)
         done = self.there.commit(session)
         assert done.token is not None
+        cookie, sid = f"id={done.token}", done.token.sid
         near = sure(self.near)
-        sid = done.token.sid
-        while near.recall(sid) is None:
-            assert dict(self.here.session(f"id={done.token}")) == values
+        until(lambda: dict(self.here.session(cookie)) == values and near.recall(sid), 5)
         with self.proxy.silence():
-            yield f"id={done.token}"
+            yield cookie
 
     def close(self) -> None:
         self.here.close()
@@ -711,8 +742,7 @@ def test_a_logout_in_another_process(redis_server: Server, prefix: str) -> None:
     token = sessions.commit(session).token
     cookie = f"id={token}"
     near = sure(store)
-    while near.recall(token.sid) is None:  # type: ignore[union-attr]
-        assert sessions.session(cookie).user == "alice"
+    until(lambda: sessions.session(cookie).user == "alice" and near.recall(token.sid), 5)  # type: ignore[union-attr]
     code = (
         "import sys; from sojourn import SessionManager\n"
         "print(len(SessionManager(sys.argv[1], idle_timeout=1000).end_all('alice')))"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from copy import copy
 from decimal import Decimal
 from typing import Any
 
@@ -34,6 +35,8 @@ class Kind:
     MAX = "max"
     REMOVE = "remove"
     """Drop the first match of each item from a list: what popping flash messages does."""
+    DEFAULT = "default"
+    """Set a key that is not there: what later operations of the same request begin with."""
     STATE = "state"
     """Set typed state, merged field by field."""
 
@@ -173,6 +176,9 @@ def merge(kind: str, old: Any, operand: Any, key: str = "") -> Any:
             if item in rest:
                 rest.remove(item)
         return rest
+    if kind == Kind.DEFAULT:
+        # A copy, since what is returned may be changed in place.
+        return copy(operand) if old is None else old
     raise InvalidValue(f"there is no operation {kind!r}")
 
 

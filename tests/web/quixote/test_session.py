@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import quixote
@@ -218,8 +218,36 @@ def test_adding_merges(site: Site) -> None:
         return first
 
     assert site.visit(page).body == b"11 3"
-    kept = site.visit(lambda: f"{mine().counter} {sorted(mine().basket)}")
-    assert kept.body == b"6 ['milk', 'tea']"
+    kept = site.visit(lambda: f"{mine().counter} {sorted(mine().basket)} {mine().hits}")
+    assert kept.body == b"6 ['milk', 'tea'] 16"
+
+
+def test_merging_begins_with_the_default(site: Site) -> None:
+    """Of numbers and lists, once, up and down; and the class keeps its own."""
+
+    class Later(Visitor):
+        tries = 3
+        drinks: ClassVar = ["tea"]
+
+    site.manager.session_class = Later
+    site.visit(lambda: str(mine().count()))
+
+    def change() -> str:
+        mine().add("tries", -1)
+        mine().append("drinks", "milk")
+        return f"{mine().tries} {mine().drinks}"
+
+    def page() -> str:
+        first = change()
+        here = quixote.get_request()
+        assert site.request(change).body == b"2 ['tea', 'milk']"
+        quixote.get_publisher()._set_request(here)
+        return first
+
+    assert site.visit(page).body == b"2 ['tea', 'milk']"
+    kept = site.visit(lambda: f"{mine().tries} {mine().drinks}")
+    assert kept.body == b"1 ['tea', 'milk', 'milk']"
+    assert Later.drinks == ["tea"]
 
 
 def test_slots_are_not_kept(make_site: MakeSite) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, MutableMapping
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any, TextIO
 
 import quixote
 
 from sojourn.core import session as core
-from sojourn.errors import ConfigurationError, CsrfError, InvalidValue, StoreUnavailable
+from sojourn.core.operations import Kind
+from sojourn.errors import ConfigurationError, CsrfError, InvalidValue
 
 __all__ = ["DictSession", "Session", "Visit"]
 
@@ -198,10 +200,11 @@ class Session:
         """Who is logged in. To set another one is `set_user`."""
         try:
             return self.sojourn.user
-        except StoreUnavailable:
+        except Exception:
             if not self._visit.over:
                 raise
-            # Quixote's access log asks, and an error there would take the answer away.
+            # Quixote's access log asks, and an error there would take the answer away: that of
+            # the store, or of the application's `__init__`.
             return None
 
     @user.setter
@@ -288,15 +291,22 @@ class Session:
         Returns:
             The value as this request sees it.
         """
-        beneath, key = self.sojourn, self._prefix + name
-        default = _of_class(type(self), name)
-        if key not in beneath and default is not _NOT_THERE:
-            amount = default + amount
-        return beneath.add(key, amount)
+        return self._from_default(name).add(self._prefix + name, amount)
 
     def append(self, name: str, *items: Any) -> None:
-        """Append to a list; what concurrent requests append is kept as well."""
-        self.sojourn.append(self._prefix + name, *items)
+        """Append to a list; what concurrent requests append is kept as well.
+
+        An attribute that was not set yet begins with its default.
+        """
+        self._from_default(name).append(self._prefix + name, *items)
+
+    def _from_default(self, name: str) -> core.Session:
+        beneath, key = self.sojourn, self._prefix + name
+        default = _of_class(type(self), name)
+        if key not in beneath and default is not _NOT_THERE and default is not None:
+            # Not set: of two requests at once it would count twice, or undo the other's.
+            beneath._merge(key, Kind.DEFAULT, deepcopy(default))
+        return beneath
 
     def renew(self) -> None:
         """Give the session a new secret; `set_user` does so by itself."""

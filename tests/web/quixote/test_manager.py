@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,10 @@ from quixote.errors import AccessError, PublishError, TraversalError
 from quixote.http_request import HTTPRequest
 from quixote.http_response import Stream
 
+from sojourn import SessionManager
 from sojourn.core.token import Token, new_secret, new_sid
 from sojourn.errors import Conflict, StoreUnavailable, TooManySessions
+from sojourn.stores.cookie import CookieStore
 from sojourn.stores.directory import DirectoryStore
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Fault, FlakyStore
@@ -505,6 +509,113 @@ def test_no_secret_in_quixotes_log(make_site: MakeSite) -> None:
         assert old not in text
         assert "HTTP_COOKIE" in text
         assert site.cookie[:25] in text
+
+
+def test_no_sealed_cookie_in_quixotes_log(make_site: MakeSite) -> None:
+    """Of a cookie that holds the session itself no part may be shown."""
+    site = make_site(Visitor, CookieStore([secrets.token_hex(32)]))
+    site.manager.sessions = site.sessions = SessionManager(site.store.store, clock=site.clock)
+    site.visit(count)
+    name, _, sealed = site.cookie.partition("=")
+    site.visit(failing(count, RuntimeError()))
+
+    assert name == "id"
+    assert len(sealed) > 60
+    assert "RuntimeError" in site.log.getvalue()
+    assert sealed[10:30] not in site.log.getvalue()
+
+
+# What the application does at a bad moment.
+
+
+def test_commit_on_error_where_has_info_fails(make_site: MakeSite, caplog: Any) -> None:
+    """There is an answer, and the log says what is lost."""
+
+    class Odd(Session):
+        def has_info(self) -> bool:
+            raise ValueError("odd")
+
+    site = make_site(Odd, commit_on_error=True)
+
+    def page() -> str:
+        mine().colour = "red"
+        raise RuntimeError
+
+    assert site.visit(page).status == 500
+    assert "odd" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), Conflict("later")])
+def test_what_was_committed_before_the_failure(site: Site, error: Exception) -> None:
+    """The browser is told of a login that is done, or the visitor would lose the session."""
+    site.manager.session_class = Visitor
+    site.visit(count)
+
+    def page() -> str:
+        mine().set_user("alice")
+        manager().maintain_session(mine())
+        mine().counter = 99
+        raise error
+
+    assert site.visit(page).status in (500, 409)
+    site.clock.advance(11)
+    assert site.visit(lambda: f"{mine().user} {mine().counter}").body == b"alice 1"
+
+
+def test_a_session_after_the_end_that_is_not_worth_it(site: Site) -> None:
+    """What `get_session` of the manager gives then is kept by the same rule as any other."""
+
+    class Shopper(Session):
+        def __init__(self, id: str | None) -> None:
+            super().__init__(id)
+            self.cart = []
+
+        def has_info(self) -> bool:
+            return bool(self.cart)
+
+    def page(*items: str) -> str:
+        manager().expire_session()
+        manager().get_session().cart.extend(items)
+        return "ended"
+
+    site.manager.session_class = Shopper
+    site.visit(lambda: str(mine().cart.append("tea")))
+    assert len(site.manager) == 1
+    site.visit(page)
+    assert (len(site.manager), site.cookie) == (0, "")
+    site.visit(lambda: page("milk"))
+    assert len(site.manager) == 1
+
+
+def test_no_longer_worth_it_by_a_change_in_place(site: Site) -> None:
+    """An emptied basket is a change too."""
+
+    class Shopper(Session):
+        def has_info(self) -> bool:
+            return bool(getattr(self, "cart", None))
+
+    def fill() -> str:
+        mine().cart = ["tea"]
+        return "filled"
+
+    site.manager.session_class = Shopper
+    site.visit(fill)
+    site.visit(lambda: str(mine().cart))
+    assert len(site.manager) == 1
+    site.visit(lambda: str(mine().cart.clear()))
+    assert (len(site.manager), site.cookie) == (0, "")
+
+
+def test_an_access_log_and_an_init_that_fails(site: Site) -> None:
+    """The log asks for the user of a page that did not look; the page is sent all the same."""
+
+    class Odd(Session):
+        def __init__(self, id: str | None) -> None:
+            raise ValueError("odd")
+
+    site.manager.session_class = Odd
+    site.publisher.logger.access_log = io.StringIO()
+    assert site.visit(quiet).status == 200
 
 
 # The store is not there.

@@ -129,12 +129,14 @@ class SessionManager:
         if visit is None:
             return
         error = sys.exc_info()[1]
-        done = NOT_COMMITTED
+        # What the page committed by itself stays done, and the browser has to know.
+        done = visit.core._owed or NOT_COMMITTED
         if self.sessions.commit_on_error:
             try:
                 done = self._commit(request, visit)
-            except SojournError as failure:
-                log.error("%r: what the request did is lost: %s", request.get_path(), failure)
+            except Exception as failure:
+                # Also of the application's `has_info`. Here Quixote would not catch it.
+                log.error("%r: what the request did is lost: %r", request.get_path(), failure)
         visit.leave()
         refusal: SojournError | None = visit.core.failure or visit.failure
         if refusal is None and isinstance(error, ANSWERED):
@@ -264,7 +266,11 @@ class SessionManager:
         cookie = environ.get("HTTP_COOKIE") or ""
         former = ""
         if cookie:
-            _hide_secrets(request, config.session_cookie_name)
+            names: tuple[str, ...] = (config.session_cookie_name,)
+            if self.sessions._carried:
+                # Sealed, and so without a half that may be shown.
+                names += self.sessions.cookie.name_for
+            _hide_secrets(request, names)
             name = self.sessions.cookie.name_for[https]
             if not (tokens_in(cookie, name) or self.sessions._carried):
                 # An id that Session3 gave out; where it was taken over, it opens the session once.
@@ -288,8 +294,11 @@ class SessionManager:
         worth = session.has_info()
         if beneath.is_new:
             return worth and (session.user is not None or not _is_robot(beneath.client.agent))
-        if not worth and beneath.status in _WRITTEN:
-            beneath.end("user")
+        if not worth:
+            # Looks for what was changed in place.
+            beneath._collect()
+            if beneath.status in _WRITTEN:
+                beneath.end("user")
         return True
 
     def _commit(self, request: Any, visit: _OfRequest) -> Committed:
@@ -307,6 +316,9 @@ class SessionManager:
             former = sessions.commit(visit.core)
             done.cleared |= former.cleared
             return done
+        if session is None and visit.begun:
+            # One that `get_session` gave after the end of the other.
+            session = self.session_class._standing_on(visit)
         visit.worth = session is None or self._worth(session)
         return visit.commit()
 
@@ -340,6 +352,9 @@ class SessionManager:
         log.error("%s %r: %s", request.get_method(), request.get_path(), error)
         request.response = Refusal(error)
         visit.leave()
+        owed = visit.core._owed
+        if owed is not None:
+            self._tell(request, visit, owed)
         # Or it would hold the frames that hold the session that holds it.
         error.__traceback__ = None
 
@@ -426,15 +441,15 @@ def _page(after: str) -> Flow[list[Record]]:
     return (yield List(None, LIVE, after, _PAGE))  # type: ignore[no-any-return]
 
 
-def _hide_secrets(request: Any, former: str) -> None:
+def _hide_secrets(request: Any, names: tuple[str, ...]) -> None:
     """Have Quixote show no cookie of ours when it writes a failed request to its log."""
     # Not the request itself: it would lead to itself, and wait for the garbage collector.
     this = weakref.ref(request)
     dump = type(request).dump
 
     def hidden() -> str:
-        old = rf"({re.escape(former)}\W+)[\w-]+"
-        return _TOKEN.sub(r"\1...", re.sub(old, r"\1...", dump(this())))
+        ours = rf"(\b(?:{'|'.join(map(re.escape, names))})\W+)[\w.-]+"
+        return re.sub(ours, r"\1...", _TOKEN.sub(r"\1...", dump(this())))
 
     request.dump = hidden
 

@@ -14,6 +14,7 @@ Under other servers the store is named by the environment variable `SESSIONS`:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from quixote.html import htmltext
 from quixote.server import threaded_server
 
 from sojourn import SessionManager as Sessions
+from sojourn.errors import ConfigurationError
 from sojourn.web.quixote import Session, SessionManager, ThreadSafePublisher
 
 STORE = "sqlite:///sessions.db"
@@ -183,6 +185,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("store", nargs="?", default=os.environ.get("SESSIONS", STORE))
     options = parser.parse_args()
+    try:
+        with contextlib.closing(Sessions(options.store)) as sessions:
+            sessions.store  # noqa: B018 - opens it
+    except ConfigurationError as error:
+        parser.error(str(error))
     print(f"The demo is at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
     try:
         threaded_server.run(lambda: create_publisher(options.store), options.host, options.port)

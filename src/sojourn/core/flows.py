@@ -190,7 +190,9 @@ def _seal(data: bytes, sid: str, env: Environment) -> bytes:
 # Committing.
 
 
-def commit(session: Session, env: Environment, late: bool = False) -> Flow[Committed]:
+def commit(
+    session: Session, env: Environment, late: bool = False, changes: Changes | None = None
+) -> Flow[Committed]:
     """Write what a request did to its session: all of it, or nothing.
 
     The session may be used on afterwards and committed again.
@@ -199,6 +201,7 @@ def commit(session: Session, env: Environment, late: bool = False) -> Flow[Commi
         session: what the request used.
         env: rules, time, randomness.
         late: no cookie can be sent any more, so no new session is made that nobody could open.
+        changes: what `session._collect()` has just answered, from a caller that had to know.
 
     Raises:
         InvalidValue: a value that cannot be stored, or too many; before anything is written.
@@ -216,7 +219,8 @@ def commit(session: Session, env: Environment, late: bool = False) -> Flow[Commi
             ended = yield from ending.suspected(sid, env)
             done.events.extend(("ended", one, "theft") for one in ended)
     work.notes.clear()
-    changes = session._collect()
+    if changes is None:
+        changes = session._collect()
     status = session._status
     if session._opened.shadow:
         # An ended session cannot be a shadow's own: there is nothing to end here either.

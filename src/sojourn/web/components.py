@@ -38,12 +38,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 from zope.interface import Invalid
 from zope.interface.interface import Method
 
 from sojourn.core import codec
+from sojourn.core.operations import Operation
 from sojourn.core.session import TRANSITIONS, Event, Session, _Held
 from sojourn.core.state import Add, Append, Max, MergeRule, Union, Upgrade, _merged
 from sojourn.errors import (
@@ -72,6 +74,7 @@ _PREFIX = "\0c:"
 _CACHED = "_v_sojourn_schema"
 _COLLECTIONS = (list, tuple, set, frozenset)
 _MISSING: Any = object()
+_UNCHANGING = codec.IMMUTABLE | {object}
 
 
 def component(session: Session, interface: Interface, make: Callable[[], Any]) -> Any:
@@ -125,8 +128,12 @@ def hold(session: Session, interface: Interface, made: Any, *, keep: bool = Fals
         session._give_up(error)
         return hold(session, interface, made, keep=keep)
     schema.fill(made, fields)
-    # As this version encodes it: an upgrade alone is no reason to write.
-    _watch(session, schema, made, raw, schema.encode(made), None)
+    # As this version has it: an upgrade alone is no reason to write.
+    seen = schema.glance(made)
+    if seen is None:
+        _watch(session, schema, made, raw, schema.encode(made), None)
+    else:
+        _watch(session, schema, made, raw, None, None).seen = seen
     return made
 
 
@@ -183,14 +190,15 @@ def _watch(
     schema: Schema,
     made: Any,
     loaded: bytes | None,
-    before: bytes,
+    before: bytes | None,
     first: bytes | None,
-) -> None:
+) -> _Component:
     # Filled first: where the session is given up as damaged it is another `_Work`.
     cache = session._cache
-    use: Any = _Use(schema, first)
-    session._working().states[schema.key] = _Held(use, made, loaded, before)
+    held = _Component(_Use(schema, first), made, loaded, before)
+    session._working().states[schema.key] = held
     cache[schema] = made
+    return held
 
 
 class Schema:
@@ -244,6 +252,14 @@ class Schema:
         """
         return self._pack({**(unknown or {}), **self.read(made)})
 
+    def encode_seen(self, made: Any, seen: list[Any]) -> bytes:
+        """Return the segment of a component as it was at a `glance`."""
+        fields = {}
+        for (name, field), value in zip(self._kept(made), seen, strict=True):
+            if value is not _MISSING and not (value is None and _must_be_set(field)):
+                fields[name] = value
+        return self._pack(fields)
+
     def _pack(self, fields: Fields) -> bytes:
         try:
             return codec.encode_value([self.version, fields], key=self.name)
@@ -276,6 +292,14 @@ class Schema:
                 setattr(made, name, fitting)
             found[name] = fitting
         return found
+
+    def glance(self, made: Any) -> list[Any] | None:
+        """Return the Attributes as they are, if none of them can change in place."""
+        seen = [getattr(made, name, _MISSING) for name, _ in self._kept(made)]
+        for value in seen:
+            if type(value) not in _UNCHANGING:
+                return None
+        return seen
 
     def fill(self, made: Any, fields: Fields) -> None:
         """Set stored Attributes on a component."""
@@ -376,6 +400,47 @@ class Schema:
             case [int(version), dict(fields)]:
                 return version, fields
         raise DamagedRecord(f"what is stored under {self.name} is not of a component")
+
+
+class _Component(_Held):
+    """A component that was handed out.
+
+    Attributes:
+        seen: its Attributes then, where none of them can change in place: to look at them costs
+            less than to encode them, and most requests change none. None: `before` tells.
+    """
+
+    __slots__ = ("_before", "seen")
+
+    def __init__(self, use: _Use, made: Any, loaded: bytes | None, before: bytes | None) -> None:
+        self.info: Any = use
+        self.value = made
+        self.loaded = loaded
+        self._before = before
+        self.seen: list[Any] | None = None
+
+    @property
+    def before(self) -> bytes:
+        """How it was encoded when it was handed out; empty: it was set anew."""
+        before = self._before
+        if before is None:
+            assert self.seen is not None
+            before = self._before = self.info.cls.encode_seen(self.value, self.seen)
+        return before
+
+    @before.setter
+    def before(self, before: bytes) -> None:
+        self._before = before
+        self.seen = None
+
+    def operation(self) -> Operation | None:
+        """As `_Held.operation`."""
+        seen = self.seen
+        if seen is not None:
+            now = self.info.cls.glance(self.value)
+            if now is not None and all(map(is_, seen, now)):
+                return None
+        return super().operation()
 
 
 class _Use:
@@ -480,7 +545,7 @@ def _fitting(field: Any, value: Any, made: Any) -> Any:
     """
     if not hasattr(field, "validate"):
         return value
-    if value is None and field.required:
+    if value is None and _must_be_set(field):
         return _MISSING
     bound = field.bind(made)
     try:
@@ -492,6 +557,10 @@ def _fitting(field: Any, value: Any, made: Any) -> Any:
         bound.validate(converted)
         return converted
     return value
+
+
+def _must_be_set(field: Any) -> bool:
+    return hasattr(field, "validate") and field.required
 
 
 def _converted(field: Any, value: Any) -> Any:

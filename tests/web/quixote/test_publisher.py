@@ -47,6 +47,26 @@ def test_each_thread_has_its_own_request(site: Site) -> None:
     assert sorted(session.user for session in site.manager) == [f"user{n}" for n in range(8)]
 
 
+def test_a_page_that_ends_the_thread(make_site: MakeSite) -> None:
+    """Quixote lets SystemExit through; nothing of the request is left, its lock least of all."""
+    site = make_site(exclusive=True)
+    site.visit(lambda: quixote.get_session().set_user("ann") or "")
+
+    def page() -> str:
+        quixote.get_session().colour = "red"
+        raise SystemExit
+
+    with pytest.raises(SystemExit) as ended:
+        site.request(page)
+
+    # The error is held, and with it all that the page had.
+    assert ended.value is not None
+    assert quixote.get_publisher().get_request() is None
+    session = site.sessions.find(next(iter(site.manager)).id)
+    with site.sessions.exclusive(session, wait=0):
+        assert dict(session) == {}
+
+
 def test_nothing_outside_of_a_request(site: Site) -> None:
     """A thread that serves none has none, also while another one does."""
     seen: list[Any] = []

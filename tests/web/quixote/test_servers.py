@@ -185,6 +185,25 @@ def test_the_command(tmp_path: Path) -> None:
     assert (process.returncode, rest[-7:]) == (0, "Ended.\n")
 
 
+@pytest.mark.parametrize(
+    "store", ["nonsense://x", "sqlite:////not/there.db", "cookie:///not/there"]
+)
+def test_a_store_that_cannot_be(tmp_path: Path, store: str) -> None:
+    """The command says so at once, and serves nothing."""
+    done = subprocess.run(
+        [sys.executable, str(DEMO / "demo.py"), "--port", str(free_port()), store],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "demo.py: error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def _patient(send: Callable[..., Any], *args: Any, **more: Any) -> Any:
     """Send, as soon as the server listens."""
     stop = time.monotonic() + 30

@@ -310,6 +310,16 @@ def test_users_that_are_no_text(site: Classic) -> None:
     assert site.visit(lambda: str(quixote.get_user())).body == b"{'id': 42}"
 
 
+def test_a_user_that_cannot_be_kept(classic: SessionStore) -> None:
+    """It is refused by its name, and not kept for the database to choke on."""
+    session = classic.session_class("a" * 11)
+    session.user = "\ud800"
+
+    with pytest.raises(InvalidValue, match="user"):
+        classic.save_session(session)
+    assert not classic.has_session("a" * 11)
+
+
 def test_form_tokens(site: Classic) -> None:
     """The attributes that both session classes make in `__init__` are there in a kept one."""
     site.visit(increment)
@@ -822,6 +832,17 @@ def test_a_foreign_store_that_fails_is_not_there() -> None:
     foreign = ForeignStore(Down())
     with pytest.raises(StoreUnavailable, match=r"Down.load_session\(\) failed: .*no route"):
         foreign.load(new_record(1.0).sid)
+
+
+def test_a_foreign_store_with_a_list_that_is_none() -> None:
+    """It fails as a store that is not there does."""
+
+    class Odd(PickleStore):
+        def iter_sessions(self) -> Any:
+            return [1, 2]
+
+    with pytest.raises(StoreUnavailable, match="failed: TypeError"):
+        ForeignStore(Odd()).list()
 
 
 def test_a_foreign_store_is_used_by_one_thread_at_a_time() -> None:

@@ -25,6 +25,17 @@ class ThreadSafePublisher(Publisher):  # type: ignore[misc]
         self._here = threading.local()
         super().__init__(*args, **kwargs)
 
+    def process_request(self, request: Any) -> Any:
+        """As Quixote's; also where a page ends with SystemExit, which Quixote lets through."""
+        try:
+            return super().process_request(request)
+        finally:
+            self._clear_request()
+            visit = getattr(request, "sojourn_visit", None)
+            if visit is not None:
+                # A lock that is held still, or other threads would wait for it in vain.
+                visit.leave()
+
     def _set_request(self, request: Any) -> None:
         self._here.request = request
 

@@ -400,7 +400,8 @@ class SessionStore:
             if name in _HEAD or (name in _DEFAULTS and value == _DEFAULTS[name]()):
                 continue
             values[prefix + name] = value
-        if isinstance(user, str) and 0 < len(user) <= 255 and "\0" not in user:
+        fits = isinstance(user, str) and 0 < len(user) <= 255 and "\0" not in user
+        if fits and codec.is_text(user):
             return values, user
         if user is not None:
             values[prefix + "user"] = user
@@ -775,7 +776,7 @@ class ForeignStore:
             ids = self._call(lambda: [*self.store])
         else:
             # Some give the session with its name, some its pickle.
-            pairs = self._call(lambda: [*self.store.iter_sessions()])
+            pairs = self._call(lambda: [(name, one) for name, one in self.store.iter_sessions()])
             found = [one for _, one in pairs if type(one) is Kept]
             if len(found) == len(pairs):
                 return found

@@ -466,8 +466,11 @@ class Realm:
         core = live.core
         before = core._record
         core._opened = entry.opened
+        changes = core._collect()
+        if not changes and core._nothing_else():
+            return _with_owed(entry, NOT_COMMITTED, late)
         try:
-            done = run(flows.commit(core, sessions._env, late), self.port.store)
+            done = run(flows.commit(core, sessions._env, late, changes), self.port.store)
         except SojournError as error:
             live.forget()
             if not isinstance(error, StoreUnavailable):

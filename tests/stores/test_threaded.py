@@ -243,17 +243,18 @@ async def test_its_threads_are_its_own() -> None:
 @pytest.mark.anyio
 async def test_close_ends_the_threads_and_a_later_call_starts_others() -> None:
     """After `close` no thread is left; the store can be used again."""
+    others = set(threading.enumerate())
     store = ThreadedStore(MemoryStore())
     await store.count()
     held = store._pool  # or its threads would end for want of anybody who knows it
+    mine = [one for one in set(threading.enumerate()) - others if "sojourn-store" in one.name]
     await store.close()
     await store.close()
-    names = [thread.name for thread in threading.enumerate()]
-    for thread in threading.enumerate():
-        if thread.name.startswith("sojourn-store"):
-            thread.join(10)
+    for thread in mine:
+        thread.join(10)
 
-    assert not any(t.name.startswith("sojourn-store") for t in threading.enumerate()), (held, names)
+    assert mine
+    assert not any(thread.is_alive() for thread in mine), held
     assert await store.count() == 0
     await store.close()
 

@@ -110,9 +110,12 @@ def test_no_increment_is_lost(tmp_path: Path) -> None:
     record = new_record(NOW, data=b"0")
     store.create(record)
     script = """
+        import os
+
         store = SqliteStore(path, busy_timeout=30.0)
         conflicts = 0
-        while time.time() < float(args[1]):
+        open(os.path.join(args[1], str(os.getpid())), "w").close()
+        while len(os.listdir(args[1])) < 8:
             pass
         for _ in range(200):
             current = store.load(args[0])
@@ -126,8 +129,9 @@ def test_no_increment_is_lost(tmp_path: Path) -> None:
                 current = answer
         print(conflicts)
     """
-    moment = time.time() + 1.5
-    processes = [start(script, path, record.sid, moment) for _ in range(8)]
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    processes = [start(script, path, record.sid, ready) for _ in range(8)]
     conflicts = [finish(process) for process in processes]
 
     after = store.load(record.sid)

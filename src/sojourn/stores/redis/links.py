@@ -71,11 +71,15 @@ class _ClosedByOthers:
 _closed_by_others = _ClosedByOthers()
 
 
-def _options(settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
+def _options(target: Target, settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
     """Return what every connection is made with."""
     retry: Any = redis.asyncio.retry.Retry if asynchronous else redis.retry.Retry
+    unnamed = {}
     # redis-py would look up its own version on the disk for each connection, to tell the server.
-    unnamed = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
+    # Over TLS let it: what a server sends after the handshake (its tickets) comes in with the
+    # answer. Else redis-py finds a new connection that has something to be read, and refuses it.
+    if not target.tls and importlib.util.find_spec("redis.driver_info"):
+        unnamed["driver_info"] = None
     return unnamed | {
         "socket_timeout": settings.timeout,
         "socket_connect_timeout": settings.connect_timeout,
@@ -122,7 +126,7 @@ def tried(target: Target, settings: Settings) -> None:
     """
     try:
         pool: Any = redis.ConnectionPool.from_url(
-            target.url, **_options(settings, asynchronous=False)
+            target.url, **_options(target, settings, asynchronous=False)
         )
         pool.make_connection()
     except (TypeError, ValueError) as error:
@@ -134,7 +138,7 @@ class Link:
 
     def __init__(self, target: Target, settings: Settings) -> None:
         """Make the client; only a cluster's asks its servers now."""
-        options = _options(settings, asynchronous=False)
+        options = _options(target, settings, asynchronous=False)
         self._cluster: Any = None
         self._sentinel: Any = None
         self._sentinels: tuple[Any, ...] = ()
@@ -251,7 +255,7 @@ class AsyncLink:
 
     def __init__(self, target: Target, settings: Settings) -> None:
         """Make the client; it connects when it is used."""
-        options = _options(settings, asynchronous=True)
+        options = _options(target, settings, asynchronous=True)
         self._cluster: Any = None
         self._sentinel: Any = None
         self._sentinels: tuple[Any, ...] = ()

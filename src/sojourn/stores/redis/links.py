@@ -74,13 +74,17 @@ _closed_by_others = _ClosedByOthers()
 def _options(target: Target, settings: Settings, *, asynchronous: bool) -> dict[str, Any]:
     """Return what every connection is made with."""
     retry: Any = redis.asyncio.retry.Retry if asynchronous else redis.retry.Retry
-    unnamed = {}
-    # redis-py would look up its own version on the disk for each connection, to tell the server.
-    # Over TLS let it: what a server sends after the handshake (its tickets) comes in with the
-    # answer. Else redis-py finds a new connection that has something to be read, and refuses it.
-    if not target.tls and importlib.util.find_spec("redis.driver_info"):
-        unnamed["driver_info"] = None
-    return unnamed | {
+    named: dict[str, Any] = {}
+    if importlib.util.find_spec("redis.driver_info"):
+        from redis.driver_info import DriverInfo
+
+        # redis-py would look up its own version on the disk for each connection, to tell the
+        # server. Over TLS let it tell: what comes after the handshake unasked (the server's
+        # tickets) comes in with the answer. Else redis-py finds a new connection that has something
+        # to be read, and refuses to use it.
+        known = DriverInfo("redis-py", redis.__version__) if target.tls else None
+        named["driver_info"] = known
+    return named | {
         "socket_timeout": settings.timeout,
         "socket_connect_timeout": settings.connect_timeout,
         # redis-py repeats a command up to ten times by default, each time for as long again.

@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
 
 # What core may import: nothing here waits, knows the time or chance by itself, or does I/O.
 CORE_MAY_IMPORT = set(
-    "__future__ abc base64 binascii collections contextlib dataclasses datetime decimal enum"
+    "__future__ abc base64 binascii collections contextlib copy dataclasses datetime decimal enum"
     " functools hashlib hmac itertools math msgspec operator re struct types typing uuid weakref"
     " zlib zoneinfo".split()
 )

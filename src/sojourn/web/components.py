@@ -425,7 +425,12 @@ class _Component(_Held):
         before = self._before
         if before is None:
             assert self.seen is not None
-            before = self._before = self.info.cls.encode_seen(self.value, self.seen)
+            try:
+                before = self.info.cls.encode_seen(self.value, self.seen)
+            except InvalidValue:
+                # A default of its class that cannot be stored: whatever is there now is new.
+                before = b""
+            self._before = before
         return before
 
     @before.setter

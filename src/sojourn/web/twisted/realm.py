@@ -82,10 +82,21 @@ class Entry:
         request: None: of nobody's request, such as a commit on its own.
         opened: what its cookie opened.
         generation: the gains of rights that it has seen.
+        lost: why what it did may be lost: a commit of another request took it along, and failed.
+        locking: who waits for the lock that this request has asked for already.
         owed: what earlier commits have to tell its browser.
     """
 
-    __slots__ = ("face", "generation", "live", "opened", "owed", "request")
+    __slots__ = (
+        "face",
+        "generation",
+        "live",
+        "locking",
+        "lost",
+        "opened",
+        "owed",
+        "request",
+    )
 
     def __init__(
         self, live: Live, request: Any, opened: Opened, face: DurableSession | None
@@ -95,12 +106,21 @@ class Entry:
         self.request = request
         self.opened = opened
         self.generation = 0 if opened.record is None else opened.record.generation
+        self.lost: SojournError | None = None
+        self.locking: list[Deferred[Any]] | None = None
         self.owed: Committed | None = None
 
     @property
     def outdated(self) -> bool:
         """Whether a login has come since this request began, and not by itself."""
-        record = self.live.core._record if not self.live.over else None
+        live = self.live
+        if live.over or not live.shared:
+            return False
+        core = live.core
+        if live.speaker is not None and live.speaker is not self and core._work is not None:
+            # One that is not committed yet is not to be seen by others either.
+            return bool(core._work.login)
+        record = core._record
         return record is not None and record.generation != self.generation
 
 
@@ -191,6 +211,12 @@ class Live:
             self.locking.popleft().errback(
                 Conflict(f"session {self.sid} ended while its lock was waited for")
             )
+
+    def lose(self, error: SojournError, by: Entry) -> None:
+        """Let no other request say that what it did is kept: it was lost with this one's."""
+        for entry in self.entries:
+            if entry is not by:
+                entry.lost = error
 
     def ended_elsewhere(self) -> None:
         """Take note that it has ended, and call back who waits for that."""
@@ -348,7 +374,8 @@ class Realm:
             if core._record is not None and core._record.generation != record.generation:
                 # A login came in another process. Who began before it does not go on with who
                 # came with its cookie.
-                known.forget()
+                if core._record.version < record.version:
+                    known.forget()
                 known = None
             elif core._record is None or record.version > core._record.version:
                 known.core.rebase(record, opened.data)
@@ -364,7 +391,7 @@ class Realm:
             client = request._client_of() if record is None else _NOBODY
             core = LiveSession(sessions._env, lambda: found, client)
             known = Live(self, core, core.sid if record is None else record.sid)
-            self.live[known.sid] = known
+            self.live.setdefault(known.sid, known)
             try:
                 known.face = face = request._make_session(known)
             except BaseException:
@@ -383,8 +410,13 @@ class Realm:
             live.entries.remove(entry)
         if live.speaker is entry:
             live.speaker = None
-        if not live.entries and not live.pinned:
+        if live.entries:
+            return
+        if not live.pinned:
             live.forget()
+        elif live.core._record is None and not live.busy:
+            # It was never stored, so nobody can come back to it.
+            live.ended_elsewhere()
 
     # Committing.
 
@@ -428,11 +460,14 @@ class Realm:
                     done = sessions._uncommitted(error, fork)
                 except StoreUnavailable:
                     live.forget()
+                    live.lose(error, entry)
                     raise
                 live.forget()
                 return done
             # What it was made of is gone; who comes next begins with what is stored.
             live.forget()
+            if isinstance(error, SojournError):
+                live.lose(error, entry)
             raise error
 
         def committed(done: Committed) -> Committed:
@@ -593,6 +628,11 @@ class Realm:
     def lock(self, entry: Entry, wait: float, lease: float) -> Deferred[Any]:
         """Take the lock of a session for a request; fires with its face."""
         live = entry.live
+        if entry.locking is not None:
+            # It is asked for already.
+            waiting: Deferred[Any] = Deferred()
+            entry.locking.append(waiting)
+            return waiting
         if live.lock is not None and live.lock.entry is entry:
             return as_deferred(live.face)
         if live.core.is_new or not live.shared:
@@ -613,8 +653,13 @@ class Realm:
             timer = self.reactor.callLater(wait, self._give_up_turn, live, turn, wait)
             turn.addBoth(lambda answer: (timer.active() and timer.cancel(), answer)[1])
 
+        def gone() -> Conflict:
+            return Conflict(f"the request was over before it had the lock of session {live.sid}")
+
         def mine(_: Any) -> Any:
             live.lock = held
+            if entry not in live.entries:
+                raise gone()
             return self.commit(entry)
 
         def committed(_: Any) -> Any:
@@ -626,6 +671,10 @@ class Realm:
                     f"another request has held the lock of session {live.sid} for {wait:g} s; "
                     "try again"
                 )
+            if entry not in live.entries:
+                # Given back already, before the store had given it.
+                released = as_deferred(self.run(ending.release(live.sid, owner, env)))
+                return released.addCallback(lambda _: Failure(gone()))
             return self.run(flows.open_session(_own(entry), env))
 
         def looked(opened: Opened) -> Any:
@@ -641,8 +690,17 @@ class Realm:
         def lost(failure: Failure) -> Any:
             return as_deferred(self.unlock(entry)).addCallback(lambda _: failure)
 
+        def tell(answer: Any) -> Any:
+            others, entry.locking = entry.locking or (), None
+            for one in others:
+                one.callback(answer)
+            return answer
+
+        entry.locking = []
+        result: Deferred[Any] = Deferred()
         turn.addCallback(mine).addCallback(committed).addCallback(acquired).addCallback(looked)
-        return turn.addErrback(lost)
+        turn.addErrback(lost).addBoth(tell).addBoth(result.callback)
+        return result
 
     def _give_up_turn(self, live: Live, turn: Deferred[None], wait: float) -> None:
         assert live.locking is not None

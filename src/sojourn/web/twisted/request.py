@@ -19,7 +19,7 @@ from twisted.web import http, server
 
 from sojourn.core.record import Client
 from sojourn.core.session import Opened
-from sojourn.errors import Conflict, SojournError, StoreUnavailable
+from sojourn.errors import ConfigurationError, Conflict, SojournError, StoreUnavailable
 from sojourn.manager import Committed
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, failure_of, too_late
 from sojourn.web.headers import with_session
@@ -170,6 +170,9 @@ class DurableRequest(_Base):
             self._refusal = error
             raise
         entries[secure] = entry
+        if self.finished or self._disconnected:
+            # Nothing comes any more that would commit it, and let it go.
+            realm.reactor.callLater(0, self._commit_rest, self._leave)
         face = entry.face
         if secure:
             self._secureSession = face
@@ -360,7 +363,7 @@ class DurableRequest(_Base):
         except Exception:
             result = Failure()
         if isinstance(result, Deferred):
-            result.addBoth(self._committed, head)
+            result.addBoth(self._committed, head).addErrback(self._failed_later)
         else:
             # Where the body was returned, nothing of the application runs between it and the end.
             self._settled = self._returned
@@ -389,6 +392,24 @@ class DurableRequest(_Base):
                 # It waits again, and so does what comes after it.
                 self._waiting.extend(waiting)
                 return
+
+    def _failed_later(self, reason: Failure) -> None:
+        """Answer for what a producer or the like has raised when its turn came."""
+        if self._disconnected or self.finished:
+            log.failure("{uri} failed after its answer", reason, uri=self.uri)
+            self._leave()
+        elif self.startedWriting:
+            log.failure("{uri} failed, and its answer is cut off", reason, uri=self.uri)
+            self.cut_off()
+        else:
+            self._refuse(reason)
+
+    def cut_off(self) -> None:
+        """Send no more of an answer that has begun."""
+        self._replaced = True
+        channel: Any = self.channel
+        if channel is not None:
+            getattr(channel, "abortConnection", channel.loseConnection)()
 
     def _drop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
@@ -460,13 +481,20 @@ class DurableRequest(_Base):
     def _commit_one(self, entry: Entry, late: bool) -> Any:
         realm = self._realm
         assert realm is not None
-        if not late and entry.outdated:
-            raise Conflict("a login came while this request was under way; send it again")
+        if not late:
+            _up_to_date(entry)
         if self._broken:
             return NOT_COMMITTED
+        if entry.lost is not None:
+            raise entry.lost
         live = entry.live
         if live.lock is None or live.lock.entry is not entry:
-            return realm.commit(entry, late)
+            done = realm.commit(entry, late)
+            if late:
+                return done
+            if isinstance(done, Deferred):
+                return done.addCallback(_still_up_to_date, entry)
+            return _still_up_to_date(done, entry)
 
         def commit(_: Any) -> Any:
             return realm.commit(entry, late)
@@ -512,7 +540,7 @@ class DurableRequest(_Base):
         if isinstance(result, Deferred):
             self._waiting = []
             self._finishing = True
-            result.addBoth(done)
+            result.addBoth(done).addErrback(self._failed_later)
         else:
             done(result)
 
@@ -602,14 +630,23 @@ class DurableRequest(_Base):
         self._broken = True
         for entry in self._uses():
             live = entry.live
-            if live.shared and live.entries == [entry] and not live.over:
-                live.core._abandon()
-                if entry.face is not None:
-                    entry.face._reset()
+            if not live.shared or live.over:
+                continue
+            if live.entries != [entry]:
+                if live.speaker is not entry:
+                    continue
+                # A login is not to be left to those who share the session.
+                live.lose(Conflict("a request that shared the session has failed"), entry)
+            live.core._abandon()
+            if live.core._record is None:
+                live.forget()
+            if entry.face is not None:
+                entry.face._reset()
 
     def _refuse(self, reason: Failure) -> None:
         """Answer with an error of ours, in place of what the application has written so far."""
         error = reason.value
+        self._give_up()
         for step in self._waiting or ():
             if isinstance(step, _Producer) and not step.gone:
                 step.producer.stopProducing()
@@ -679,6 +716,19 @@ class Request(DurableRequest, server.Request):
     """The stock request, with durable sessions."""
 
 
+def _up_to_date(entry: Entry) -> None:
+    if entry.outdated:
+        raise Conflict("a login came while this request was under way; send it again")
+
+
+def _still_up_to_date(done: Committed, entry: Entry) -> Committed:
+    # The login may have been what was committed, or waited for.
+    _up_to_date(entry)
+    if entry.lost is not None:
+        raise entry.lost
+    return done
+
+
 def _wait_for(waiting: Deferred[Any]) -> Callable[[Any], Deferred[Any]]:
     return lambda _: waiting
 
@@ -720,8 +770,14 @@ def adopt(request: Any, realm: Realm) -> bool:
         return False
     if not issubclass(kind, DurableRequest):
         request.__class__ = _kind(kind)
-    if not request._entries:
-        request._realm = realm
+    if request._realm is not realm:
+        if request._entries:
+            raise ConfigurationError(
+                f"{request.uri!r} uses sessions of one manager already, and comes to a "
+                "SessionResource of another; look at no session on the way there"
+            )
+        # What another manager has found is no session of this one.
+        request._realm, request._opened, request._refusal = realm, None, None
     return True
 
 

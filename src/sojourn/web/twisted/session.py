@@ -545,6 +545,10 @@ class DurableSession(_Base):
         core._client = speaker.request._client_of()
         core.login(user, **claims)
         live.speaker = speaker
+        for entry in live.entries:
+            if entry is not speaker and entry.request.startedWriting:
+                # It cannot be told any more, and is to see nothing of this user's.
+                entry.request.cut_off()
 
     def renew(self, *, request: Any = None) -> None:
         """Give the session a new secret; its uid and what is in it stay."""

@@ -126,6 +126,10 @@ def test_a_stream_sees_nothing_of_who_logs_in(web: Web) -> None:
     kept[0].write(str(kept[0].getSession().user).encode())
     assert b"alice" not in stream.received
     assert stream.transport.aborted or stream.transport.disconnecting
+    # Before its end is noticed another one comes, which need not cut it off again.
+    web.keep(answer)
+    again = web.request(lambda request: request.getSession().login("alice") or b"in")
+    assert again.status == 200
     stream.hang_up()
 
 
@@ -174,14 +178,20 @@ def test_an_old_load_does_not_put_the_live_session_away() -> None:
 # A commit that fails takes the changes of others with it.
 
 
+@pytest.mark.parametrize("locked", [True, False])
 @pytest.mark.parametrize("error", [StoreUnavailable("down"), Conflict("no")])
-def test_no_request_says_it_is_kept_where_anothers_commit_lost_it(error: Exception) -> None:
+def test_no_request_says_it_is_kept_where_anothers_commit_lost_it(
+    error: Exception, locked: bool
+) -> None:
     web = visited(Web(DeferredStore()))
     store: Any = web.store
     kept: list[Any] = []
 
     def put(request: Any) -> None:
-        request.getSession()["mine"] = 1
+        session = request.getSession()
+        if locked:
+            session.exclusive(request=request)
+        session["mine"] = 1
 
     mine = web.begin(later(kept, put))
     store.hold = True

@@ -406,9 +406,9 @@ class DurableRequest(_Base):
 
     def cut_off(self) -> None:
         """Send no more of an answer that has begun."""
-        self._replaced = True
         channel: Any = self.channel
-        if channel is not None:
+        if channel is not None and not self._replaced:
+            self._replaced = True
             getattr(channel, "abortConnection", channel.loseConnection)()
 
     def _drop_waiting(self) -> None:
@@ -487,8 +487,8 @@ class DurableRequest(_Base):
             return NOT_COMMITTED
         if entry.lost is not None:
             raise entry.lost
-        live = entry.live
-        if live.lock is None or live.lock.entry is not entry:
+
+        def commit(_: Any = None) -> Any:
             done = realm.commit(entry, late)
             if late:
                 return done
@@ -496,8 +496,9 @@ class DurableRequest(_Base):
                 return done.addCallback(_still_up_to_date, entry)
             return _still_up_to_date(done, entry)
 
-        def commit(_: Any) -> Any:
-            return realm.commit(entry, late)
+        live = entry.live
+        if live.lock is None or live.lock.entry is not entry:
+            return commit()
 
         def unlock(result: Any) -> Any:
             if isinstance(result, Failure):

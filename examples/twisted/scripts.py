@@ -1,10 +1,12 @@
 """CGI: programs that are started for each request, and scripts handed to one.
 
-$ python examples/twisted/scripts.py
+$ cd examples/twisted
+$ python scripts.py
 
 /date is a shell script, /visits a Python script that finds the same session as the pages of
 Twisted's around it: the child gets its cookie, also where the session is new. /filtered is that
-script handed to an interpreter. `twistd -n web --path examples/twisted` serves *.cgi too.
+script handed to an interpreter. The children run in this folder, so the database lies here.
+`twistd -n web --path examples/twisted` serves *.cgi too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """WSGI: applications in threads, under Twisted's server.
 
 $ cd examples/twisted
-$ twistd -n web --listen tcp:8880 --wsgi wsgi.hello
-$ twistd -n sojourn --listen tcp:8880 --wsgi wsgi.visits --store sqlite:///sessions.db
+$ PYTHONPATH=. twistd -n web --listen tcp:8880 --wsgi wsgi.hello
+$ PYTHONPATH=. twistd -n sojourn --listen tcp:8880 --wsgi wsgi.visits --store sqlite:///sessions.db
 
 `python wsgi.py` serves both, beside a page of Twisted's that shows the same session.
 """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +203,25 @@ def test_in_threads() -> None:
     reactor.at_shutdown()
     left = set(threading.enumerate()) - others
     assert not [one for one in left if "sojourn-store" in one.name]
+
+
+def test_a_script_without_a_reactor_ends(tmp_path: Path) -> None:
+    """No thread keeps the interpreter, though no reactor ever stops them."""
+    code = """
+        from sojourn import SessionManager
+        from sojourn.web.twisted import DeferredSessions
+
+        sessions = SessionManager("sqlite:///sessions.db")
+        session = sessions.session()
+        session.login("alice")
+        sessions.commit(session)
+        DeferredSessions(sessions).end_all("alice")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_sqlite_waits_for_a_lock_in_a_thread(tmp_path: Path) -> None:

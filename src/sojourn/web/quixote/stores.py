@@ -400,8 +400,8 @@ class SessionStore:
             if name in _HEAD or (name in _DEFAULTS and value == _DEFAULTS[name]()):
                 continue
             values[prefix + name] = value
-        fits = isinstance(user, str) and 0 < len(user) <= 255 and "\0" not in user
-        if fits and codec.is_text(user):
+        named = isinstance(user, str) and 0 < len(user) <= 255 and "\0" not in user
+        if named and codec.is_text(str(user)):
             return values, user
         if user is not None:
             values[prefix + "user"] = user

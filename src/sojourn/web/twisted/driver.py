@@ -16,7 +16,9 @@ How a call gets to the store depends on the store (`port_of`):
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -109,15 +111,28 @@ class ThreadPort(Port):
         # it, and for ever where it waits for a request.
         pool = self._pool
         if pool is None:
-            pool = self._pool = ThreadPool(0, _THREADS, "sojourn-store")
+            pool = self._pool = _Pool(0, _THREADS, "sojourn-store")
             pool.start()
             self.reactor.addSystemEventTrigger("during", "shutdown", self._stop)
+            atexit.register(self._stop)
         return _limited(deferToThreadPool(self.reactor, pool, work), self.reactor)
 
     def _stop(self) -> None:
+        atexit.unregister(self._stop)
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
+
+
+class _Pool(ThreadPool):
+    """A pool that does not keep the interpreter from ending, where no reactor ever ran.
+
+    The call that it is at by then is still brought to its end: `_stop` waits for it.
+    """
+
+    @staticmethod
+    def threadFactory(*args: Any, **arguments: Any) -> threading.Thread:  # type: ignore[override]
+        return threading.Thread(*args, daemon=True, **arguments)
 
 
 class DeferredPort(Port):

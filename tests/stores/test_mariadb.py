@@ -122,9 +122,10 @@ def filled(server: MariadbServer, url: str) -> MariadbServer:
         store.count()
     run_sql(
         server,
-        "INSERT INTO sojourn_sessions SELECT lpad(seq, 22, 'A'), '', 1, seq, seq, seq, 60, 600, "
-        "repeat('x', 200), if(seq % 3 > 0, concat('user', seq % 500), NULL), NULL, 0, '', 0, 0, "
-        "'', 0, '', 'agent', '', if(seq % 100 = 0, 2, 0), '', 0, seq FROM seq_1_to_3000",
+        "INSERT INTO sojourn_sessions (sid, version, status, seen, deadline, due, attempts, "
+        "user_name, reason, head, data) SELECT lpad(seq, 22, 'A'), 1, if(seq % 100 = 0, 2, 0), "
+        "seq, seq, seq, 0, if(seq % 3 > 0, concat('user', seq % 500), NULL), '', "
+        "repeat('y', 150), repeat('x', 200) FROM seq_1_to_3000",
         "ANALYZE TABLE sojourn_sessions",
     )
     return server
@@ -163,11 +164,11 @@ def test_each_statement_uses_its_index(
     assert "filesort" not in (plan["Extra"] or "")
 
 
-def test_replace_uses_its_index(filled: MariadbServer) -> None:
-    """The same for the statement with all columns."""
-    record = new_record(time.time(), sid=SID)
-    values = [getattr(record, name) for name in record.__struct_fields__]
-    plan = _plan(filled, mariadb.Mariadb.replace.text, (*values[1:], record.deadline, SID, 1))
+@pytest.mark.parametrize(("verb", "more"), [("replace", ()), ("replace_any", (3, "", 0))])
+def test_replace_uses_its_index(filled: MariadbServer, verb: str, more: tuple[Any, ...]) -> None:
+    """The same for the statements that write all of a session."""
+    values = (*more, 2, 1.0, 2.0, "user7", b"head", b"data", 2.0, SID, 1)
+    plan = _plan(filled, getattr(mariadb.Mariadb, verb).text, values)
 
     assert (plan["key"], plan["type"]) == ("PRIMARY", "range")
 

@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncmy
-import msgspec
 import pymysql
 from asyncmy import errors as asyncmy_errors
 from pymysql.constants import ER
@@ -24,6 +23,7 @@ from pymysql.constants import ER
 from sojourn.core.record import Record
 from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
 from sojourn.stores.base import Promises
+from sojourn.stores.heads import record_of
 from sojourn.stores.sql import (
     COLUMNS,
     Answer,
@@ -53,29 +53,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """\
 CREATE TABLE IF NOT EXISTS sojourn_sessions (
     sid VARCHAR(22) NOT NULL,
-    secret_hash VARBINARY(64) NOT NULL,
     version BIGINT NOT NULL,
-    created DOUBLE NOT NULL,
+    status TINYINT NOT NULL CHECK (status BETWEEN 0 AND 3),
     seen DOUBLE NOT NULL,
     deadline DOUBLE NOT NULL,
-    idle_timeout DOUBLE,
-    lifetime DOUBLE,
-    data LONGBLOB NOT NULL,
-    user_name VARCHAR(512),
-    authenticated DOUBLE,
-    generation BIGINT NOT NULL,
-    previous_hash VARBINARY(64) NOT NULL,
-    previous_generation BIGINT NOT NULL,
-    grace_until DOUBLE NOT NULL,
-    salt VARBINARY(64) NOT NULL,
-    persistent TINYINT NOT NULL,
-    address TEXT NOT NULL,
-    agent TEXT NOT NULL,
-    commits VARBINARY(1024) NOT NULL,
-    status TINYINT NOT NULL CHECK (status BETWEEN 0 AND 3),
-    reason TEXT NOT NULL,
-    attempts BIGINT NOT NULL,
     due DOUBLE NOT NULL,
+    attempts BIGINT NOT NULL,
+    user_name VARCHAR(512),
+    reason TEXT NOT NULL,
+    head MEDIUMBLOB NOT NULL,
+    data LONGBLOB NOT NULL,
     PRIMARY KEY (sid),
     KEY sojourn_sessions_due (due),
     KEY sojourn_sessions_user (user_name, sid, status),
@@ -98,45 +85,17 @@ def schema() -> str:
     return "".join(f"{text};\n" for text in statements)
 
 
-# A result's columns cost PyMySQL more than the whole rest of a read, so for it all but the data
-# travel as one: a JSON array, in the order of the fields, bytes in hexadecimal.
-_BYTES = {"secret_hash", "previous_hash", "salt", "commits"}
+_SELECTED = "version, status, seen, deadline, reason, attempts, head, data"
+# A result's columns cost PyMySQL more than the whole rest of a read, so for it they travel as one.
 _PACKED = (
-    "json_array("
-    + ", ".join(f"hex({name})" if name in _BYTES else name for name in COLUMNS if name != "data")
-    + "), data"
+    "concat_ws(' ', version, status, seen, deadline, attempts, length(head), hex(reason), head, "
+    "data) AS packed"
 )
-_Head = tuple[
-    str,  # sid
-    str,  # secret_hash
-    int,  # version
-    float,  # created
-    float,  # seen
-    float,  # deadline
-    float | None,  # idle_timeout
-    float | None,  # lifetime
-    str | None,  # user
-    float | None,  # authenticated
-    int,  # generation
-    str,  # previous_hash
-    int,  # previous_generation
-    float,  # grace_until
-    str,  # salt
-    int,  # persistent
-    str,  # address
-    str,  # agent
-    str,  # commits
-    int,  # status
-    str,  # reason
-    int,  # attempts
-]
-_head = msgspec.json.Decoder(_Head)
-_BYTES_AT = [place for place, name in enumerate(COLUMNS) if name in _BYTES]
 
-_PERSISTENT = COLUMNS.index("persistent")
-
-_ALL = ", ".join(COLUMNS)
-_SET = ", ".join(f"{name} = %s" for name in COLUMNS[1:])
+_SET = (
+    "version = %s, seen = %s, deadline = %s, user_name = %s, head = %s, data = %s, "
+    "due = least(due, %s)"
+)
 _IF_CURRENT = "sid = %s AND version = %s AND status IN (0, 3)"
 
 _LARGE = 1 << 18
@@ -153,21 +112,26 @@ class Mariadb(Dialect):
 
     name = "MariaDB"
     migrations = MIGRATIONS
-    selected = _ALL
+    selected = _SELECTED
     indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_status")
     largest: int | None = None
     """The server's max_allowed_packet."""
     growth = 1
     """How many bytes a byte of data takes in a statement."""
 
-    load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    load = Statement(f"SELECT {_SELECTED} FROM sojourn_sessions WHERE sid = %s", rows=True)
     # Not INSERT IGNORE, which would also turn values that do not fit into others that do.
     create = Statement(
-        f"INSERT INTO sojourn_sessions ({_ALL}, due) "
-        f"VALUES ({', '.join(['%s'] * (len(COLUMNS) + 1))})"
+        f"INSERT INTO sojourn_sessions ({', '.join(COLUMNS)}) "
+        f"VALUES ({', '.join(['%s'] * len(COLUMNS))})"
     )
     replace = Statement(
-        f"UPDATE sojourn_sessions SET {_SET}, due = least(due, %s) WHERE {_IF_CURRENT}"
+        "UPDATE sojourn_sessions SET status = 0, reason = '', attempts = 0, "
+        f"{_SET} WHERE {_IF_CURRENT}"
+    )
+    replace_any = Statement(
+        "UPDATE sojourn_sessions SET status = %s, reason = %s, attempts = %s, "
+        f"{_SET} WHERE {_IF_CURRENT}"
     )
     touch = Statement(
         "UPDATE sojourn_sessions SET seen = %s, deadline = %s, version = version + 1 "
@@ -179,8 +143,8 @@ class Mariadb(Dialect):
     )
     bury = Statement(
         "UPDATE sojourn_sessions SET reason = CASE reason WHEN '' THEN %s ELSE reason END, "
-        "version = version + 1, seen = %s, deadline = %s, due = %s, data = '', commits = '', "
-        "salt = '', user_name = NULL, status = 2 WHERE sid = %s AND status <> 2"
+        "version = version + 1, seen = %s, deadline = %s, due = %s, data = '', "
+        "head = left(head, ord(head)), user_name = NULL, status = 2 WHERE sid = %s AND status <> 2"
     )
     remove = Statement("DELETE FROM sojourn_sessions WHERE sid = %s")
     look = Statement(
@@ -193,19 +157,15 @@ class Mariadb(Dialect):
         """Take the statements."""
         self.version = len(self.migrations)
 
-    def record(self, row: Row) -> Record:
-        """Make a record: the columns are its fields, but that MariaDB has no booleans."""
-        fields = [*row]
-        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
-        return Record(*fields)
-
     def check(self, record: Record) -> None:
         """As `Dialect.check`; MariaDB cuts the connection when a statement is too long."""
         super().check(record)
         size = len(record.data) * self.growth
         if size < _LARGE or self.largest is None:
             return
-        if size + 65_536 > self.largest:
+        # Beside the data: the texts of the head, and what is not counted.
+        texts = len(record.address) + len(record.agent) + len(record.reason)
+        if size + 8 * texts + 65_536 > self.largest:
             raise InvalidValue(
                 f"a session of {len(record.data)} bytes makes a statement of about {size}, and "
                 f"the server takes {self.largest}: raise max_allowed_packet on the server, or "
@@ -224,7 +184,7 @@ class Mariadb(Dialect):
                 removed.append(sid)
             else:
                 claimed.append(sid)
-        records = []
+        records: list[Record] = []
         if moved:
             yield self._among("UPDATE sojourn_sessions SET due = deadline", moved), tuple(moved)
         if removed:
@@ -236,9 +196,12 @@ class Mariadb(Dialect):
                 claimed,
             )
             yield claim, (now + lease, *claimed)
-            again = self._among(f"SELECT {self.selected} FROM sojourn_sessions", claimed, rows=True)
+            again = self._among(
+                f"SELECT sid, {self.selected} FROM sojourn_sessions", claimed, rows=True
+            )
             found, _ = yield again, tuple(claimed)
-            records = [self.record(row) for row in found]
+            records, damaged = self.records(found)
+            yield from self.put_aside(damaged)
         yield Statement("COMMIT"), ()
         return records, len(rows)
 
@@ -351,20 +314,34 @@ class Mariadb(Dialect):
 
 
 class PackedMariadb(Mariadb):
-    """The same for PyMySQL: a row has two columns, a JSON array and the data."""
+    """The same for PyMySQL: a row has one column, of bytes."""
 
     selected = _PACKED
     growth = 2  # PyMySQL sends hexadecimal digits, older ones backslashes
     load = Statement(f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True)
 
-    def record(self, row: Row) -> Record:
-        """Make a record of the JSON array and the data."""
-        head = _head.decode(row[0])
-        fields: list[Any] = [*head[:8], row[1], *head[8:]]
-        for place in _BYTES_AT:
-            fields[place] = bytes.fromhex(fields[place])
-        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
-        return Record(*fields)
+    def record(self, sid: str, row: Row) -> Record:
+        """Make a record of the bytes."""
+        (packed,) = row
+        if packed is None:
+            raise StoreUnavailable(
+                f"the session {sid} is larger than max_allowed_packet of the server is now; raise "
+                "it again"
+            )
+        *columns, reason, rest = packed.split(b" ", 7)
+        version, status, seen, deadline, attempts, size = columns
+        length = int(size)
+        return record_of(
+            sid,
+            int(version),
+            int(status),
+            float(seen),
+            float(deadline),
+            bytes.fromhex(reason.decode()).decode() if reason else "",
+            int(attempts),
+            rest[:length],
+            rest[length + 1 :],
+        )
 
 
 _PROMISES = Promises(

@@ -167,7 +167,7 @@ def test_each_statement_uses_its_index(
 @pytest.mark.parametrize(("verb", "more"), [("replace", ()), ("replace_any", (3, "", 0))])
 def test_replace_uses_its_index(filled: MariadbServer, verb: str, more: tuple[Any, ...]) -> None:
     """The same for the statements that write all of a session."""
-    values = (*more, 2, 1.0, 2.0, "user7", b"head", b"data", 2.0, SID, 1)
+    values = (*more, 2, 1.0, 2.0, "user7", b"head", b"data", SID, 1)
     plan = _plan(filled, getattr(mariadb.Mariadb, verb).text, values)
 
     assert (plan["key"], plan["type"]) == ("PRIMARY", "range")
@@ -405,9 +405,18 @@ def test_a_killed_connection_is_replaced(server: MariadbServer, url: str) -> Non
 
 
 def test_one_statement_a_verb(server: MariadbServer, url: str) -> None:
-    """A request costs one statement a verb: no BEGIN, no COMMIT, no question on checkout."""
+    """A request costs one statement a verb: no BEGIN, no COMMIT, no question on checkout.
+
+    Once the connection has prepared them.
+    """
     record = new_record(time.time())
     with closing(mariadb.from_url(url)) as store:
+        for _ in range(2):
+            store.create(record)
+            store.load(record.sid)
+            store.replace(next_version(record), 1)
+            store.touch(record.sid, 2, record.seen, record.deadline)
+            store.delete(record.sid)
         store.create(record)
         connection = store._source.take()
         sent: list[Any] = []
@@ -424,7 +433,12 @@ def test_one_statement_a_verb(server: MariadbServer, url: str) -> None:
         store.touch(record.sid, 2, record.seen, record.deadline)
         store.delete(record.sid)
 
-    assert len([text for text in sent if text]) == 4
+    assert [text.partition(b" USING")[0].decode() for text in sent if text] == [
+        "EXECUTE sojourn_load",
+        "EXECUTE sojourn_replace",
+        "EXECUTE sojourn_touch",
+        f"DELETE FROM sojourn_sessions WHERE sid = '{record.sid}'",
+    ]
 
 
 @pytest.mark.anyio

@@ -12,7 +12,7 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncmy
@@ -92,9 +92,11 @@ _PACKED = (
     "data) AS packed"
 )
 
+# What may be set is in other indexes too, and the planner would look at those first.
+_UPDATE = "UPDATE sojourn_sessions FORCE INDEX (PRIMARY) SET"
 _SET = (
     "version = %s, seen = %s, deadline = %s, user_name = %s, head = %s, data = %s, "
-    "due = least(due, %s)"
+    "due = least(due, deadline)"
 )
 _IF_CURRENT = "sid = %s AND version = %s AND status IN (0, 3)"
 
@@ -107,11 +109,12 @@ class Mariadb(Dialect):
 
     Each UPDATE that is counted raises the version, so that rows found and rows changed, which a
     connection may count (CLIENT_FOUND_ROWS), are the same.
-    An UPDATE assigns from left to right and sees what it has assigned, so `status` comes last.
+    An UPDATE assigns from left to right and sees what it has assigned; its WHERE does not.
     """
 
     name = "MariaDB"
     migrations = MIGRATIONS
+    sees_assigned = True
     selected = _SELECTED
     indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_status")
     largest: int | None = None
@@ -123,19 +126,19 @@ class Mariadb(Dialect):
     # Not INSERT IGNORE, which would also turn values that do not fit into others that do.
     create = Statement(
         f"INSERT INTO sojourn_sessions ({', '.join(COLUMNS)}) "
-        f"VALUES ({', '.join(['%s'] * len(COLUMNS))})"
+        f"VALUES ({', '.join(['%s'] * len(COLUMNS))})",
+        name="create",
     )
     replace = Statement(
-        "UPDATE sojourn_sessions SET status = 0, reason = '', attempts = 0, "
-        f"{_SET} WHERE {_IF_CURRENT}"
+        f"{_UPDATE} status = 0, reason = '', attempts = 0, {_SET} WHERE {_IF_CURRENT}",
+        name="replace",
     )
     replace_any = Statement(
-        "UPDATE sojourn_sessions SET status = %s, reason = %s, attempts = %s, "
-        f"{_SET} WHERE {_IF_CURRENT}"
+        f"{_UPDATE} status = %s, reason = %s, attempts = %s, {_SET} WHERE {_IF_CURRENT}"
     )
     touch = Statement(
-        "UPDATE sojourn_sessions SET seen = %s, deadline = %s, version = version + 1 "
-        f"WHERE {_IF_CURRENT}"
+        f"{_UPDATE} seen = %s, deadline = %s, version = version + 1 WHERE {_IF_CURRENT}",
+        name="touch",
     )
     end = Statement(
         "UPDATE sojourn_sessions SET reason = %s, version = version + 1, due = %s, status = 1 "
@@ -318,7 +321,9 @@ class PackedMariadb(Mariadb):
 
     selected = _PACKED
     growth = 2  # PyMySQL sends hexadecimal digits, older ones backslashes
-    load = Statement(f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    load = Statement(
+        f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True, name="load"
+    )
 
     def record(self, sid: str, row: Row) -> Record:
         """Make a record of the bytes."""
@@ -557,25 +562,67 @@ def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
 
 
 class _Connection(Wrapper):
-    """A PyMySQL connection with one cursor that is used again and again."""
+    """A PyMySQL connection with one cursor that is used again and again.
 
-    __slots__ = ("_cursor",)
+    PyMySQL prepares nothing, so what is used often is prepared in SQL: the server parses it once,
+    and each use sends only the values.
+    """
+
+    __slots__ = ("_cursor", "_escape", "_prepared", "_query")
+
+    prepares: ClassVar[bool] = True
+    """Whether the connection is ours for longer than one call."""
 
     def __init__(self, raw: Any, limit: float) -> None:
         super().__init__(raw, limit)
         self._cursor = raw.cursor(pymysql.cursors.Cursor)
+        self._query = raw.query
+        self._escape = raw.escape
+        self._prepared: dict[str, str] = {}
 
     def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
-        cursor = self._cursor
         try:
-            count = cursor.execute(statement.text, values or None)
-            return (cursor.fetchall() if statement.rows else ()), count
+            text = statement.text
+            if statement.name and self.prepares:
+                text = self._prepared.get(statement.name) or self._prepare(statement)
+            if values:
+                text %= tuple([self._literal(value) for value in values])
+            if statement.rows:
+                count = self._cursor.execute(text)
+                return self._cursor.fetchall(), count
+            return (), self._query(text)
         except pymysql.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 return _TAKEN
             raise _unavailable(error, self.limit) from error
         except (pymysql.Error, OSError) as error:
             raise _unavailable(error, self.limit) from error
+
+    def _literal(self, value: Any) -> str:
+        """Return a value as SQL; what comes often without the steps of PyMySQL between."""
+        kind = type(value)
+        if kind is bytes:
+            return f"X'{value.hex()}'"
+        if kind is int:
+            return str(value)
+        if kind is float and value - value == 0.0:
+            text = repr(value)
+            return text if "e" in text else text + "e0"  # else it were a DECIMAL
+        literal: str = self._escape(value)
+        return literal
+
+    def _prepare(self, statement: Statement) -> str:
+        """Prepare a statement; return what executes it from then on."""
+        name, text = f"sojourn_{statement.name}", statement.text
+        try:
+            self._query(f"PREPARE {name} FROM {self._escape(text.replace('%s', '?'))}")
+        except pymysql.Error as error:
+            if error.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:
+                raise
+        else:
+            text = f"EXECUTE {name} USING {', '.join(['%s'] * text.count('%s'))}"
+        self._prepared[statement.name] = text
+        return text
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.Error, OSError):
@@ -586,6 +633,8 @@ class _OfEngine(_Connection):
     """A PyMySQL connection on loan from an engine; each verb is a transaction of its own."""
 
     __slots__ = ("_proxy",)
+
+    prepares = False
 
     def __init__(self, proxy: Any, limit: float) -> None:
         self._proxy = proxy

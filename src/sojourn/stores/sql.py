@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import functools
 import logging
 import os
-import threading
+import queue
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
@@ -80,10 +81,17 @@ PAGE = 50
 
 
 class Statement(msgspec.Struct, frozen=True, gc=False):
-    """A statement with `%s` for its values; `rows` says whether it answers with rows."""
+    """A statement with `%s` for its values.
+
+    Attributes:
+        text: in SQL.
+        rows: whether it answers with rows.
+        name: under which a connection may prepare it; empty: it is not used often.
+    """
 
     text: str
     rows: bool = False
+    name: str = ""
 
 
 _BEGIN, _COMMIT, _ROLLBACK = Statement("BEGIN"), Statement("COMMIT"), Statement("ROLLBACK")
@@ -119,7 +127,7 @@ class Dialect:
     create: Statement
     """Every column -> 1, or 0 where the sid is taken."""
     replace: Statement
-    """version, seen, deadline, user, head, data, due time, sid, expected version -> 1 or 0.
+    """version, seen, deadline, user, head, data, [due time], sid, expected version -> 1 or 0.
 
     Of a record that is `LIVE`, with no reason and no attempts: nearly all are, and a value less is
     time saved.
@@ -140,6 +148,8 @@ class Dialect:
     """sid -> 1 or 0."""
     set_aside = Statement("UPDATE sojourn_sessions SET due = %s WHERE sid = %s")
     """due, sid; of one that is damaged."""
+    sees_assigned = False
+    """Whether an UPDATE reads what it has assigned; then `replace` has the due time from there."""
     selected: str
     """What `record` takes besides the sid, for a SELECT."""
     indexes: tuple[str, ...]
@@ -254,6 +264,7 @@ class Dialect:
         """As `Store.replace`; asks a second time only where nothing was replaced."""
         self.check(record)
         sid = record.sid
+        due = () if self.sees_assigned else (record.deadline,)
         values = (
             record.version,
             record.seen,
@@ -261,7 +272,7 @@ class Dialect:
             record.user,
             head_of(record),
             record.data,
-            record.deadline,
+            *due,
             sid,
             expected_version,
         )
@@ -756,6 +767,25 @@ class _Idle(Generic[P]):
         self.free = free
 
 
+class _Free:
+    """A semaphore in C: `threading.Semaphore` takes several times as long."""
+
+    __slots__ = ("_tokens", "release")
+
+    def __init__(self, count: int) -> None:
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.release = functools.partial(self._tokens.put, None)
+        for _ in range(count):
+            self.release()
+
+    def acquire(self, timeout: float) -> bool:
+        try:
+            self._tokens.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        return True
+
+
 class _Pooled(Generic[P]):
     """What pools of both colours have: the connection used last is the first to be used again.
 
@@ -819,7 +849,7 @@ class Pool(_Pooled[C]):
     def __init__(self, connect: Callable[[], C], size: int, timeout: float) -> None:
         """As `_Pooled`."""
         super().__init__(connect, size, timeout)
-        self._own: _Idle[C] = _Idle(threading.Semaphore(size))
+        self._own: _Idle[C] = _Idle(_Free(size))
         self._parents: list[_Idle[C]] = []
         _pools.add(self)
 
@@ -852,7 +882,7 @@ class Pool(_Pooled[C]):
         socket that the parent still uses.
         """
         self._parents.append(self._own)
-        self._own = _Idle(threading.Semaphore(self._size))
+        self._own = _Idle(_Free(self._size))
         self._generation += 1
 
 

@@ -56,6 +56,10 @@ class TestMariadb(SqlPromises):
     def run_sql(self, url: str, *statements: str) -> list[Any]:
         return run_sql(self.server, *statements)
 
+    def write_head(self, url: str, sid: str, head: bytes) -> None:
+        text = f"UPDATE sojourn_sessions SET head = X'{head.hex()}' WHERE sid = '{sid}'"
+        run_sql(self.server, text)
+
     @contextlib.contextmanager
     def a_lock_on(self, url: str, sid: str) -> Iterator[None]:
         with self.server.connect("sojourn") as connection, connection.cursor() as cursor:

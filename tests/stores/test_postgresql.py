@@ -72,6 +72,9 @@ class TestPostgresql(SqlPromises):
     def run_sql(self, url: str, *statements: str) -> list[Any]:
         return run_sql(url, *statements)
 
+    def write_head(self, url: str, sid: str, head: bytes) -> None:
+        run_sql(url, "UPDATE sojourn_sessions SET head = %s WHERE sid = %s", values=(head, sid))
+
     @contextlib.contextmanager
     def a_lock_on(self, url: str, sid: str) -> Iterator[None]:
         with psycopg.connect(url) as connection:

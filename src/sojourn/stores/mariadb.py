@@ -561,6 +561,22 @@ def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
     return StoreUnavailable(text, transient=code in _TRANSIENT)
 
 
+def _float_literal(value: float) -> str:
+    text = repr(value)
+    if value - value != 0.0:
+        raise pymysql.ProgrammingError(f"MariaDB keeps no {text} in the place of a number")
+    return text if "e" in text else text + "e0"  # without it, it were a DECIMAL
+
+
+_literals: dict[type, Callable[[Any], str]] = {
+    bytes: lambda value: f"X'{value.hex()}'",
+    int: str,
+    float: _float_literal,
+    type(None): lambda _: "NULL",
+}
+"""What PyMySQL's own escaping makes of them too, without the steps between. Not of texts."""
+
+
 class _Connection(Wrapper):
     """A PyMySQL connection with one cursor that is used again and again.
 
@@ -586,7 +602,8 @@ class _Connection(Wrapper):
             if statement.name and self.prepares:
                 text = self._prepared.get(statement.name) or self._prepare(statement)
             if values:
-                text %= tuple([self._literal(value) for value in values])
+                escape = self._escape
+                text %= tuple([_literals.get(type(value), escape)(value) for value in values])
             if statement.rows:
                 count = self._cursor.execute(text)
                 return self._cursor.fetchall(), count
@@ -597,19 +614,6 @@ class _Connection(Wrapper):
             raise _unavailable(error, self.limit) from error
         except (pymysql.Error, OSError) as error:
             raise _unavailable(error, self.limit) from error
-
-    def _literal(self, value: Any) -> str:
-        """Return a value as SQL; what comes often without the steps of PyMySQL between."""
-        kind = type(value)
-        if kind is bytes:
-            return f"X'{value.hex()}'"
-        if kind is int:
-            return str(value)
-        if kind is float and value - value == 0.0:
-            text = repr(value)
-            return text if "e" in text else text + "e0"  # else it were a DECIMAL
-        literal: str = self._escape(value)
-        return literal
 
     def _prepare(self, statement: Statement) -> str:
         """Prepare a statement; return what executes it from then on."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as changed
 
 from sojourn.core.calls import SAVED
 from sojourn.core.record import ENDED, ENDING, Ended
@@ -443,6 +444,39 @@ def test_one_statement_a_verb(server: MariadbServer, url: str) -> None:
         "EXECUTE sojourn_touch",
         f"DELETE FROM sojourn_sessions WHERE sid = '{record.sid}'",
     ]
+
+
+def test_no_room_for_prepared_statements(server: MariadbServer, url: str) -> None:
+    """Where the server takes no more of them, all goes on, with the statements as they are."""
+    record = new_record(time.time())
+    run_sql(server, "SET GLOBAL max_prepared_stmt_count = 0")
+    try:
+        with closing(mariadb.from_url(url)) as store:
+            assert store.create(record)
+            assert not store.create(record)
+            assert store.touch(record.sid, 1, record.seen, record.deadline)
+            newer = changed(record, version=3, user="it's")
+            assert store.replace(newer, 2) is SAVED
+            assert store.load(record.sid) == newer
+    finally:
+        run_sql(server, "SET GLOBAL max_prepared_stmt_count = 16382")
+
+
+def test_an_engines_connections_keep_no_prepared_statements(
+    server: MariadbServer, url: str
+) -> None:
+    """What the application's connections are used for otherwise is not touched."""
+    engine = _engine(server)
+    try:
+        store = mariadb.MariadbStore.from_engine(engine)
+        store.create(new_record(time.time()))
+        with engine.connect() as connection:
+            rows = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Com_prepare_sql'")
+            counted = [int(row[1]) for row in rows]
+    finally:
+        engine.dispose()
+
+    assert counted == [0]
 
 
 @pytest.mark.anyio

@@ -80,8 +80,8 @@ def head_of(record: Record) -> bytes:
         )
         size = len(kept) + 5
         lost = (record.user, record.salt, record.address, record.agent, record.commits)
-        return b"%c%b%b" % (size, checked(kept), checked(_encode(lost)))
-    except OverflowError:
+        return bytes((size,)) + checked(kept) + checked(_encode(lost))
+    except (OverflowError, ValueError):
         raise InvalidValue(
             f"the record {record.sid!r} cannot be stored: a whole number of it has more than 64 "
             "bits, or its hashes are longer than hashes are"

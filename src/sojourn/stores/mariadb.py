@@ -561,22 +561,6 @@ def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
     return StoreUnavailable(text, transient=code in _TRANSIENT)
 
 
-def _float_literal(value: float) -> str:
-    text = repr(value)
-    if value - value != 0.0:
-        raise pymysql.ProgrammingError(f"MariaDB keeps no {text} in the place of a number")
-    return text if "e" in text else text + "e0"  # without it, it were a DECIMAL
-
-
-_literals: dict[type, Callable[[Any], str]] = {
-    bytes: lambda value: f"X'{value.hex()}'",
-    int: str,
-    float: _float_literal,
-    type(None): lambda _: "NULL",
-}
-"""What PyMySQL's own escaping makes of them too, without the steps between. Not of texts."""
-
-
 class _Connection(Wrapper):
     """A PyMySQL connection with one cursor that is used again and again.
 
@@ -599,11 +583,13 @@ class _Connection(Wrapper):
     def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
         try:
             text = statement.text
-            if statement.name and self.prepares:
-                text = self._prepared.get(statement.name) or self._prepare(statement)
             if values:
-                escape = self._escape
-                text %= tuple([_literals.get(type(value), escape)(value) for value in values])
+                name = statement.name
+                using = self._prepared.get(name)
+                if using is None and name and self.prepares:
+                    using = self._prepare(statement)
+                literals = self._literals(values)
+                text = using + ",".join(literals) if using else text % tuple(literals)
             if statement.rows:
                 count = self._cursor.execute(text)
                 return self._cursor.fetchall(), count
@@ -615,18 +601,33 @@ class _Connection(Wrapper):
         except (pymysql.Error, OSError) as error:
             raise _unavailable(error, self.limit) from error
 
+    def _literals(self, values: tuple[Any, ...]) -> list[str]:
+        """Return values in SQL: as PyMySQL has them, without its steps between where they cost."""
+        literals = []
+        for value in values:
+            kind = type(value)
+            if kind is bytes:
+                literals.append(f"X'{value.hex()}'")
+            elif kind is int:
+                literals.append(str(value))
+            elif kind is float and 1e-4 < value < 1e16:
+                literals.append(f"{value!r}e0")  # without an exponent it were a DECIMAL
+            else:
+                literals.append(self._escape(value))
+        return literals
+
     def _prepare(self, statement: Statement) -> str:
-        """Prepare a statement; return what executes it from then on."""
-        name, text = f"sojourn_{statement.name}", statement.text
+        """Prepare a statement; return what comes before the values from then on, or nothing."""
+        name = f"sojourn_{statement.name}"
+        using = f"EXECUTE {name} USING "
         try:
-            self._query(f"PREPARE {name} FROM {self._escape(text.replace('%s', '?'))}")
+            self._query(f"PREPARE {name} FROM {self._escape(statement.text.replace('%s', '?'))}")
         except pymysql.Error as error:
             if error.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:
                 raise
-        else:
-            text = f"EXECUTE {name} USING {', '.join(['%s'] * text.count('%s'))}"
-        self._prepared[statement.name] = text
-        return text
+            using = ""
+        self._prepared[statement.name] = using
+        return using
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.Error, OSError):

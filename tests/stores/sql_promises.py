@@ -17,15 +17,21 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
+from msgspec.structs import replace as changed
 
 from sojourn.core.calls import GONE, SAVED
+from sojourn.core.codec import checked
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
-from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
+from sojourn.errors import ConfigurationError, DamagedRecord, InvalidValue, StoreUnavailable
 from sojourn.stores.base import AsyncStore, Store
+from sojourn.stores.heads import head_of
 from sojourn.testing import CHECKS, Check, arun_check, new_record, next_version, run_check
+from sojourn.testing.damage import DAMAGED_CHECKS
 
 from .servers_sql import Relay, Server
 
@@ -82,6 +88,12 @@ async def aseconds_of(call: Callable[[], Any]) -> float:
     with pytest.raises(StoreUnavailable):
         await call()
     return time.monotonic() - start
+
+
+def _parts(kept: Any, lost: Any) -> bytes:
+    """A head of two parts, with checksums that are right, of whatever is in them."""
+    first = checked(msgspec.msgpack.encode(kept))
+    return bytes((len(first) + 1,)) + first + checked(msgspec.msgpack.encode(lost))
 
 
 @contextlib.contextmanager
@@ -237,6 +249,172 @@ class SqlPromises:
             if "user" in fields:
                 assert store.list(fields["user"]) == []
                 assert store.count(fields["user"]) == 0
+
+    def test_a_tombstone_holds_nothing_personal(self, url: str) -> None:
+        """What is ended loses user, data, salt, commits, address and agent, in the table too."""
+        now = time.time()
+        record = new_record(
+            now, user="alice", agent="Firefox/7", address="10.1.2.3", commits=b"commitid", data=b"d"
+        )
+        with closing(self.make(url)) as store:
+            assert store.create(record)
+            before = self.row(url)
+            assert store.delete(record.sid, Ended(ENDED, "user", now + 1, now + 60))
+            after = self.row(url)
+            found = store.load(record.sid)
+
+        personal = (b"alice", b"Firefox/7", b"10.1.2.3", b"commitid", record.salt)
+        assert [secret in before for secret in personal] == [True] * 5
+        assert [secret in after for secret in personal] == [False] * 5
+        assert found == Record(
+            record.sid, record.secret_hash, 2, now, now + 1, now + 60, 1800.0, 43200.0, b"",
+            status=ENDED, reason="user",
+        )  # fmt: skip
+
+    def row(self, url: str) -> bytes:
+        """All columns of the one row, as bytes."""
+        [row] = self.run_sql(url, "SELECT * FROM sojourn_sessions")
+        return b" ".join(
+            bytes(value) if isinstance(value, bytes | memoryview) else str(value).encode()
+            for value in row
+        )
+
+    def test_what_sql_changes_counts(self, url: str) -> None:
+        """Version, times, status, reason and attempts are the columns', whatever was written."""
+        now = time.time()
+        record = new_record(now - 7200, deadline=now - 60, user="alice")
+        with closing(self.make(url)) as store:
+            assert store.create(record)
+            assert store.touch(record.sid, 1, now - 50.0, now - 40.0)
+            touched = changed(record, version=2, seen=now - 50.0, deadline=now - 40.0)
+            assert store.load(record.sid) == touched
+            [claimed] = store.due(now, 60.0)
+            assert claimed == changed(touched, version=3, status=ENDING, attempts=1)
+            assert store.load(record.sid) == claimed
+            assert store.list("alice", ENDING) == [claimed]
+
+    # Damage.
+
+    DAMAGE: ClassVar[dict[str, Callable[[bytes], bytes]]] = {
+        "empty": lambda head: b"",
+        "one byte": lambda head: head[:1],
+        "cut": lambda head: head[:-1],
+        "without the second part": lambda head: head[: head[0]],
+        "longer": lambda head: head + b"\0",
+        "first byte": lambda head: b"\0" + head[1:],
+        "other bytes": lambda head: bytes(range(len(head) % 256)),
+        "wrong types": lambda head: _parts([1, 2, 3], [4]),
+        "no array": lambda head: _parts({"a": 1}, None),
+        "two parts of another order": lambda head: _parts([None], head),
+    }
+
+    @pytest.mark.parametrize("how", DAMAGE)
+    def test_a_damaged_head(self, url: str, how: str) -> None:
+        """DamagedRecord for that session, by every verb that reads it; the one beside is well."""
+        now = time.time()
+        records = sorted((new_record(now, user="alice") for _ in range(3)), key=lambda r: r.sid)
+        bad = records[1]
+        with closing(self.make(url)) as store:
+            for record in records:
+                assert store.create(record)
+            self.write_head(url, bad.sid, self.DAMAGE[how](head_of(bad)))
+            connection = store._source.take()
+            store._source.give(connection)
+            for _ in range(2):
+                with pytest.raises(DamagedRecord, match=bad.sid):
+                    store.load(bad.sid)
+            with pytest.raises(DamagedRecord):
+                store.replace(next_version(bad), 7)
+            assert store._source.take() is connection
+            store._source.give(connection)
+            assert store.list("alice", limit=2) == [records[0], records[2]]
+            assert store.load(records[0].sid) == records[0]
+            assert store.delete(bad.sid, Ended(ENDED, "damaged", now, now + 60.0))
+            tombstone = store.load(bad.sid)
+            assert (tombstone.status, tombstone.reason, tombstone.user) == (ENDED, "damaged", None)
+            assert store.replace(next_version(bad), 1) is GONE
+            assert [record.sid for record in store.list(status=ENDED)] == [bad.sid]
+
+    def test_every_flipped_bit_of_a_head(self, url: str) -> None:
+        """No flipped bit of a head comes back as another session."""
+        record = new_record(time.time(), user="alice", agent="Firefox", address="::1")
+        head = head_of(record)
+        with closing(self.make(url)) as store:
+            assert store.create(record)
+            for bit in range(0, len(head) * 8, 3):
+                flipped = bytearray(head)
+                flipped[bit // 8] ^= 1 << bit % 8
+                self.write_head(url, record.sid, bytes(flipped))
+                with pytest.raises(DamagedRecord):
+                    store.load(record.sid)
+            self.write_head(url, record.sid, head)
+            assert store.load(record.sid) == record
+
+    @pytest.mark.anyio
+    async def test_a_damaged_head_async(self, url: str) -> None:
+        """The same for the asynchronous one, which keeps its connection."""
+        now = time.time()
+        record = new_record(now - 7200, deadline=now - 60)
+        async with aclosing(self.amake(url)) as store:
+            assert await store.create(record)
+            self.write_head(url, record.sid, head_of(record)[:-1])
+            connection = await store._source.take()
+            store._source.give(connection)
+            with pytest.raises(DamagedRecord, match=record.sid):
+                await store.load(record.sid)
+            assert await store.list() == []
+            assert await store.due(now, 60.0) == []
+            assert await store._source.take() is connection
+            store._source.give(connection)
+            assert await store.delete(record.sid)
+
+    def test_contract_with_damage(self, url: str) -> None:
+        """All that the contract says of damaged records, but that a whole record heals one."""
+
+        def damage(store: Any, sid: str) -> None:
+            self.write_head(url, sid, b"x" * 150)
+
+        for check in DAMAGED_CHECKS:
+            if check.__name__ == "writes_to_a_damaged_record_do_nothing":
+                continue
+            with closing(self.make(url)) as store:
+                store.count()
+                self.run_sql(url, "DELETE FROM sojourn_sessions")
+                run_check(partial(check, damage), store)
+
+    def test_a_sweep_sets_what_is_damaged_aside(
+        self, url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is met once, logged, and never claimed again; the others are claimed."""
+        now = time.time()
+        records = [new_record(now - 7200, deadline=now - i - 1) for i in range(3)]
+        with closing(self.make(url)) as store:
+            for record in records:
+                store.create(record)
+            self.write_head(url, records[1].sid, b"")
+            claimed = store.due(now, 60.0)
+            again = store.due(now + 1e6, 60.0)
+
+        assert {record.sid for record in claimed} == {records[0].sid, records[2].sid}
+        assert {record.sid for record in again} == {records[0].sid, records[2].sid}
+        told = [record for record in caplog.records if records[1].sid in record.message]
+        assert len(told) == 1
+
+    def write_head(self, url: str, sid: str, head: bytes) -> None:
+        """Put a head into a row by the bare driver."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("name", ["created", "grace_until"])
+    def test_times_that_are_no_number(self, url: str, name: str) -> None:
+        """NaN is refused before it is sent; so are numbers and hashes longer than any are."""
+        with closing(self.make(url)) as store:
+            for fields in ({name: float("nan")}, {"generation": 1 << 64}, {"salt": b""}):
+                record = new_record(time.time(), **fields)
+                if "salt" in fields:
+                    record = changed(record, previous_hash=bytes(300))
+                with pytest.raises(InvalidValue, match=record.sid):
+                    store.create(record)
+            assert store.count(status=None) == 0
 
     # Processes.
 

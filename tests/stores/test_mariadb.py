@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as changed
 
 from sojourn.core.calls import SAVED
 from sojourn.core.record import ENDED, ENDING, Ended
@@ -55,6 +56,10 @@ class TestMariadb(SqlPromises):
 
     def run_sql(self, url: str, *statements: str) -> list[Any]:
         return run_sql(self.server, *statements)
+
+    def write_head(self, url: str, sid: str, head: bytes) -> None:
+        text = f"UPDATE sojourn_sessions SET head = X'{head.hex()}' WHERE sid = '{sid}'"
+        run_sql(self.server, text)
 
     @contextlib.contextmanager
     def a_lock_on(self, url: str, sid: str) -> Iterator[None]:
@@ -122,9 +127,10 @@ def filled(server: MariadbServer, url: str) -> MariadbServer:
         store.count()
     run_sql(
         server,
-        "INSERT INTO sojourn_sessions SELECT lpad(seq, 22, 'A'), '', 1, seq, seq, seq, 60, 600, "
-        "repeat('x', 200), if(seq % 3 > 0, concat('user', seq % 500), NULL), NULL, 0, '', 0, 0, "
-        "'', 0, '', 'agent', '', if(seq % 100 = 0, 2, 0), '', 0, seq FROM seq_1_to_3000",
+        "INSERT INTO sojourn_sessions (sid, version, status, seen, deadline, due, attempts, "
+        "user_name, reason, head, data) SELECT lpad(seq, 22, 'A'), 1, if(seq % 100 = 0, 2, 0), "
+        "seq, seq, seq, 0, if(seq % 3 > 0, concat('user', seq % 500), NULL), '', "
+        "repeat('y', 150), repeat('x', 200) FROM seq_1_to_3000",
         "ANALYZE TABLE sojourn_sessions",
     )
     return server
@@ -163,11 +169,11 @@ def test_each_statement_uses_its_index(
     assert "filesort" not in (plan["Extra"] or "")
 
 
-def test_replace_uses_its_index(filled: MariadbServer) -> None:
-    """The same for the statement with all columns."""
-    record = new_record(time.time(), sid=SID)
-    values = [getattr(record, name) for name in record.__struct_fields__]
-    plan = _plan(filled, mariadb.Mariadb.replace.text, (*values[1:], record.deadline, SID, 1))
+@pytest.mark.parametrize(("verb", "more"), [("replace", ()), ("replace_any", (3, "", 0))])
+def test_replace_uses_its_index(filled: MariadbServer, verb: str, more: tuple[Any, ...]) -> None:
+    """The same for the statements that write all of a session."""
+    values = (*more, 2, 1.0, 2.0, "user7", b"head", b"data", SID, 1)
+    plan = _plan(filled, getattr(mariadb.Mariadb, verb).text, values)
 
     assert (plan["key"], plan["type"]) == ("PRIMARY", "range")
 
@@ -404,9 +410,18 @@ def test_a_killed_connection_is_replaced(server: MariadbServer, url: str) -> Non
 
 
 def test_one_statement_a_verb(server: MariadbServer, url: str) -> None:
-    """A request costs one statement a verb: no BEGIN, no COMMIT, no question on checkout."""
+    """A request costs one statement a verb: no BEGIN, no COMMIT, no question on checkout.
+
+    Once the connection has prepared them.
+    """
     record = new_record(time.time())
     with closing(mariadb.from_url(url)) as store:
+        for _ in range(2):
+            store.create(record)
+            store.load(record.sid)
+            store.replace(next_version(record), 1)
+            store.touch(record.sid, 2, record.seen, record.deadline)
+            store.delete(record.sid)
         store.create(record)
         connection = store._source.take()
         sent: list[Any] = []
@@ -423,7 +438,45 @@ def test_one_statement_a_verb(server: MariadbServer, url: str) -> None:
         store.touch(record.sid, 2, record.seen, record.deadline)
         store.delete(record.sid)
 
-    assert len([text for text in sent if text]) == 4
+    assert [text.partition(b" USING")[0].decode() for text in sent if text] == [
+        "EXECUTE sojourn_load",
+        "EXECUTE sojourn_replace",
+        "EXECUTE sojourn_touch",
+        f"DELETE FROM sojourn_sessions WHERE sid = '{record.sid}'",
+    ]
+
+
+def test_no_room_for_prepared_statements(server: MariadbServer, url: str) -> None:
+    """Where the server takes no more of them, all goes on, with the statements as they are."""
+    record = new_record(time.time())
+    run_sql(server, "SET GLOBAL max_prepared_stmt_count = 0")
+    try:
+        with closing(mariadb.from_url(url)) as store:
+            assert store.create(record)
+            assert not store.create(record)
+            assert store.touch(record.sid, 1, record.seen, record.deadline)
+            newer = changed(record, version=3, user="it's")
+            assert store.replace(newer, 2) is SAVED
+            assert store.load(record.sid) == newer
+    finally:
+        run_sql(server, "SET GLOBAL max_prepared_stmt_count = 16382")
+
+
+def test_an_engines_connections_keep_no_prepared_statements(
+    server: MariadbServer, url: str
+) -> None:
+    """What the application's connections are used for otherwise is not touched."""
+    engine = _engine(server)
+    try:
+        store = mariadb.MariadbStore.from_engine(engine)
+        store.create(new_record(time.time()))
+        with engine.connect() as connection:
+            rows = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Com_prepare_sql'")
+            counted = [int(row[1]) for row in rows]
+    finally:
+        engine.dispose()
+
+    assert counted == [0]
 
 
 @pytest.mark.anyio

@@ -12,11 +12,10 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncmy
-import msgspec
 import pymysql
 from asyncmy import errors as asyncmy_errors
 from pymysql.constants import ER
@@ -24,6 +23,7 @@ from pymysql.constants import ER
 from sojourn.core.record import Record
 from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
 from sojourn.stores.base import Promises
+from sojourn.stores.heads import record_of
 from sojourn.stores.sql import (
     COLUMNS,
     Answer,
@@ -53,29 +53,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """\
 CREATE TABLE IF NOT EXISTS sojourn_sessions (
     sid VARCHAR(22) NOT NULL,
-    secret_hash VARBINARY(64) NOT NULL,
     version BIGINT NOT NULL,
-    created DOUBLE NOT NULL,
+    status TINYINT NOT NULL CHECK (status BETWEEN 0 AND 3),
     seen DOUBLE NOT NULL,
     deadline DOUBLE NOT NULL,
-    idle_timeout DOUBLE,
-    lifetime DOUBLE,
-    data LONGBLOB NOT NULL,
-    user_name VARCHAR(512),
-    authenticated DOUBLE,
-    generation BIGINT NOT NULL,
-    previous_hash VARBINARY(64) NOT NULL,
-    previous_generation BIGINT NOT NULL,
-    grace_until DOUBLE NOT NULL,
-    salt VARBINARY(64) NOT NULL,
-    persistent TINYINT NOT NULL,
-    address TEXT NOT NULL,
-    agent TEXT NOT NULL,
-    commits VARBINARY(1024) NOT NULL,
-    status TINYINT NOT NULL CHECK (status BETWEEN 0 AND 3),
-    reason TEXT NOT NULL,
-    attempts BIGINT NOT NULL,
     due DOUBLE NOT NULL,
+    attempts BIGINT NOT NULL,
+    user_name VARCHAR(512),
+    reason TEXT NOT NULL,
+    head MEDIUMBLOB NOT NULL,
+    data LONGBLOB NOT NULL,
     PRIMARY KEY (sid),
     KEY sojourn_sessions_due (due),
     KEY sojourn_sessions_user (user_name, sid, status),
@@ -98,45 +85,19 @@ def schema() -> str:
     return "".join(f"{text};\n" for text in statements)
 
 
-# A result's columns cost PyMySQL more than the whole rest of a read, so for it all but the data
-# travel as one: a JSON array, in the order of the fields, bytes in hexadecimal.
-_BYTES = {"secret_hash", "previous_hash", "salt", "commits"}
+_SELECTED = "version, status, seen, deadline, reason, attempts, head, data"
+# A result's columns cost PyMySQL more than the whole rest of a read, so for it they travel as one.
 _PACKED = (
-    "json_array("
-    + ", ".join(f"hex({name})" if name in _BYTES else name for name in COLUMNS if name != "data")
-    + "), data"
+    "concat_ws(' ', version, status, seen, deadline, attempts, length(head), hex(reason), head, "
+    "data) AS packed"
 )
-_Head = tuple[
-    str,  # sid
-    str,  # secret_hash
-    int,  # version
-    float,  # created
-    float,  # seen
-    float,  # deadline
-    float | None,  # idle_timeout
-    float | None,  # lifetime
-    str | None,  # user
-    float | None,  # authenticated
-    int,  # generation
-    str,  # previous_hash
-    int,  # previous_generation
-    float,  # grace_until
-    str,  # salt
-    int,  # persistent
-    str,  # address
-    str,  # agent
-    str,  # commits
-    int,  # status
-    str,  # reason
-    int,  # attempts
-]
-_head = msgspec.json.Decoder(_Head)
-_BYTES_AT = [place for place, name in enumerate(COLUMNS) if name in _BYTES]
 
-_PERSISTENT = COLUMNS.index("persistent")
-
-_ALL = ", ".join(COLUMNS)
-_SET = ", ".join(f"{name} = %s" for name in COLUMNS[1:])
+# What may be set is in other indexes too, and the planner would look at those first.
+_UPDATE = "UPDATE sojourn_sessions FORCE INDEX (PRIMARY) SET"
+_SET = (
+    "version = %s, seen = %s, deadline = %s, user_name = %s, head = %s, data = %s, "
+    "due = least(due, deadline)"
+)
 _IF_CURRENT = "sid = %s AND version = %s AND status IN (0, 3)"
 
 _LARGE = 1 << 18
@@ -148,30 +109,36 @@ class Mariadb(Dialect):
 
     Each UPDATE that is counted raises the version, so that rows found and rows changed, which a
     connection may count (CLIENT_FOUND_ROWS), are the same.
-    An UPDATE assigns from left to right and sees what it has assigned, so `status` comes last.
+    An UPDATE assigns from left to right and sees what it has assigned; its WHERE does not.
     """
 
     name = "MariaDB"
     migrations = MIGRATIONS
-    selected = _ALL
+    sees_assigned = True
+    selected = _SELECTED
     indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_status")
     largest: int | None = None
     """The server's max_allowed_packet."""
     growth = 1
     """How many bytes a byte of data takes in a statement."""
 
-    load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    load = Statement(f"SELECT {_SELECTED} FROM sojourn_sessions WHERE sid = %s", rows=True)
     # Not INSERT IGNORE, which would also turn values that do not fit into others that do.
     create = Statement(
-        f"INSERT INTO sojourn_sessions ({_ALL}, due) "
-        f"VALUES ({', '.join(['%s'] * (len(COLUMNS) + 1))})"
+        f"INSERT INTO sojourn_sessions ({', '.join(COLUMNS)}) "
+        f"VALUES ({', '.join(['%s'] * len(COLUMNS))})",
+        name="create",
     )
     replace = Statement(
-        f"UPDATE sojourn_sessions SET {_SET}, due = least(due, %s) WHERE {_IF_CURRENT}"
+        f"{_UPDATE} status = 0, reason = '', attempts = 0, {_SET} WHERE {_IF_CURRENT}",
+        name="replace",
+    )
+    replace_any = Statement(
+        f"{_UPDATE} status = %s, reason = %s, attempts = %s, {_SET} WHERE {_IF_CURRENT}"
     )
     touch = Statement(
-        "UPDATE sojourn_sessions SET seen = %s, deadline = %s, version = version + 1 "
-        f"WHERE {_IF_CURRENT}"
+        f"{_UPDATE} seen = %s, deadline = %s, version = version + 1 WHERE {_IF_CURRENT}",
+        name="touch",
     )
     end = Statement(
         "UPDATE sojourn_sessions SET reason = %s, version = version + 1, due = %s, status = 1 "
@@ -179,8 +146,8 @@ class Mariadb(Dialect):
     )
     bury = Statement(
         "UPDATE sojourn_sessions SET reason = CASE reason WHEN '' THEN %s ELSE reason END, "
-        "version = version + 1, seen = %s, deadline = %s, due = %s, data = '', commits = '', "
-        "salt = '', user_name = NULL, status = 2 WHERE sid = %s AND status <> 2"
+        "version = version + 1, seen = %s, deadline = %s, due = %s, data = '', "
+        "head = left(head, ord(head)), user_name = NULL, status = 2 WHERE sid = %s AND status <> 2"
     )
     remove = Statement("DELETE FROM sojourn_sessions WHERE sid = %s")
     look = Statement(
@@ -193,19 +160,15 @@ class Mariadb(Dialect):
         """Take the statements."""
         self.version = len(self.migrations)
 
-    def record(self, row: Row) -> Record:
-        """Make a record: the columns are its fields, but that MariaDB has no booleans."""
-        fields = [*row]
-        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
-        return Record(*fields)
-
     def check(self, record: Record) -> None:
         """As `Dialect.check`; MariaDB cuts the connection when a statement is too long."""
         super().check(record)
         size = len(record.data) * self.growth
         if size < _LARGE or self.largest is None:
             return
-        if size + 65_536 > self.largest:
+        # Beside the data: the texts of the head, and what is not counted.
+        texts = len(record.address) + len(record.agent) + len(record.reason)
+        if size + 8 * texts + 65_536 > self.largest:
             raise InvalidValue(
                 f"a session of {len(record.data)} bytes makes a statement of about {size}, and "
                 f"the server takes {self.largest}: raise max_allowed_packet on the server, or "
@@ -224,7 +187,7 @@ class Mariadb(Dialect):
                 removed.append(sid)
             else:
                 claimed.append(sid)
-        records = []
+        records: list[Record] = []
         if moved:
             yield self._among("UPDATE sojourn_sessions SET due = deadline", moved), tuple(moved)
         if removed:
@@ -236,9 +199,12 @@ class Mariadb(Dialect):
                 claimed,
             )
             yield claim, (now + lease, *claimed)
-            again = self._among(f"SELECT {self.selected} FROM sojourn_sessions", claimed, rows=True)
+            again = self._among(
+                f"SELECT sid, {self.selected} FROM sojourn_sessions", claimed, rows=True
+            )
             found, _ = yield again, tuple(claimed)
-            records = [self.record(row) for row in found]
+            records, damaged = self.records(found)
+            yield from self.put_aside(damaged)
         yield Statement("COMMIT"), ()
         return records, len(rows)
 
@@ -351,20 +317,36 @@ class Mariadb(Dialect):
 
 
 class PackedMariadb(Mariadb):
-    """The same for PyMySQL: a row has two columns, a JSON array and the data."""
+    """The same for PyMySQL: a row has one column, of bytes."""
 
     selected = _PACKED
     growth = 2  # PyMySQL sends hexadecimal digits, older ones backslashes
-    load = Statement(f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    load = Statement(
+        f"SELECT {_PACKED} FROM sojourn_sessions WHERE sid = %s", rows=True, name="load"
+    )
 
-    def record(self, row: Row) -> Record:
-        """Make a record of the JSON array and the data."""
-        head = _head.decode(row[0])
-        fields: list[Any] = [*head[:8], row[1], *head[8:]]
-        for place in _BYTES_AT:
-            fields[place] = bytes.fromhex(fields[place])
-        fields[_PERSISTENT] = fields[_PERSISTENT] != 0
-        return Record(*fields)
+    def record(self, sid: str, row: Row) -> Record:
+        """Make a record of the bytes."""
+        (packed,) = row
+        if packed is None:
+            raise StoreUnavailable(
+                f"the session {sid} is larger than max_allowed_packet of the server is now; raise "
+                "it again"
+            )
+        *columns, reason, rest = packed.split(b" ", 7)
+        version, status, seen, deadline, attempts, size = columns
+        length = int(size)
+        return record_of(
+            sid,
+            int(version),
+            int(status),
+            float(seen),
+            float(deadline),
+            bytes.fromhex(reason.decode()).decode() if reason else "",
+            int(attempts),
+            rest[:length],
+            rest[length + 1 :],
+        )
 
 
 _PROMISES = Promises(
@@ -580,25 +562,72 @@ def _unavailable(error: Exception, limit: float) -> StoreUnavailable:
 
 
 class _Connection(Wrapper):
-    """A PyMySQL connection with one cursor that is used again and again."""
+    """A PyMySQL connection with one cursor that is used again and again.
 
-    __slots__ = ("_cursor",)
+    PyMySQL prepares nothing, so what is used often is prepared in SQL: the server parses it once,
+    and each use sends only the values.
+    """
+
+    __slots__ = ("_cursor", "_escape", "_prepared", "_query")
+
+    prepares: ClassVar[bool] = True
+    """Whether the connection is ours for longer than one call."""
 
     def __init__(self, raw: Any, limit: float) -> None:
         super().__init__(raw, limit)
         self._cursor = raw.cursor(pymysql.cursors.Cursor)
+        self._query = raw.query
+        self._escape = raw.escape
+        self._prepared: dict[str, str] = {}
 
     def execute(self, statement: Statement, values: tuple[Any, ...]) -> Answer:
-        cursor = self._cursor
         try:
-            count = cursor.execute(statement.text, values or None)
-            return (cursor.fetchall() if statement.rows else ()), count
+            text = statement.text
+            if values:
+                name = statement.name
+                using = self._prepared.get(name)
+                if using is None and name and self.prepares:
+                    using = self._prepare(statement)
+                literals = self._literals(values)
+                text = using + ",".join(literals) if using else text % tuple(literals)
+            if statement.rows:
+                count = self._cursor.execute(text)
+                return self._cursor.fetchall(), count
+            return (), self._query(text)
         except pymysql.IntegrityError as error:
             if error.args[0] == ER.DUP_ENTRY:
                 return _TAKEN
             raise _unavailable(error, self.limit) from error
         except (pymysql.Error, OSError) as error:
             raise _unavailable(error, self.limit) from error
+
+    def _literals(self, values: tuple[Any, ...]) -> list[str]:
+        """Return values in SQL: as PyMySQL has them, without its steps between where they cost."""
+        literals = []
+        for value in values:
+            kind = type(value)
+            if kind is bytes:
+                literals.append(f"X'{value.hex()}'")
+            elif kind is int:
+                literals.append(str(value))
+            elif kind is float and 1e-4 < value < 1e16:
+                literals.append(f"{value!r}e0")  # without an exponent it were a DECIMAL
+            else:
+                literals.append(self._escape(value))
+        return literals
+
+    def _prepare(self, statement: Statement) -> str:
+        """Prepare a statement; return what comes before the values from then on, or nothing."""
+        name = f"sojourn_{statement.name}"
+        using = f"EXECUTE {name} USING "
+        try:
+            self._query(f"PREPARE {name} FROM {self._escape(statement.text.replace('%s', '?'))}")
+        except pymysql.Error as error:
+            if error.args[0] != ER.MAX_PREPARED_STMT_COUNT_REACHED:
+                raise
+            using = ""
+        self._prepared[statement.name] = using
+        return using
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.Error, OSError):
@@ -609,6 +638,8 @@ class _OfEngine(_Connection):
     """A PyMySQL connection on loan from an engine; each verb is a transaction of its own."""
 
     __slots__ = ("_proxy",)
+
+    prepares = False
 
     def __init__(self, proxy: Any, limit: float) -> None:
         self._proxy = proxy

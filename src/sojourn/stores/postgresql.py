@@ -29,7 +29,6 @@ from sojourn.stores.sql import (
     ConnectionLost,
     Dialect,
     Pool,
-    Row,
     Settings,
     SqlStore,
     Statement,
@@ -55,29 +54,16 @@ MIGRATIONS: tuple[str, ...] = (
     """\
 CREATE TABLE sojourn_sessions (
     sid text COLLATE "C" NOT NULL,
-    secret_hash bytea NOT NULL,
     version bigint NOT NULL,
-    created double precision NOT NULL,
+    status smallint NOT NULL CHECK (status BETWEEN 0 AND 3),
     seen double precision NOT NULL,
     deadline double precision NOT NULL,
-    idle_timeout double precision,
-    lifetime double precision,
-    data bytea NOT NULL,
-    user_name text COLLATE "C",
-    authenticated double precision,
-    generation bigint NOT NULL,
-    previous_hash bytea NOT NULL,
-    previous_generation bigint NOT NULL,
-    grace_until double precision NOT NULL,
-    salt bytea NOT NULL,
-    persistent boolean NOT NULL,
-    address text NOT NULL,
-    agent text NOT NULL,
-    commits bytea NOT NULL,
-    status smallint NOT NULL CHECK (status BETWEEN 0 AND 3),
-    reason text NOT NULL,
-    attempts bigint NOT NULL,
     due double precision NOT NULL,
+    attempts bigint NOT NULL,
+    user_name text COLLATE "C",
+    reason text NOT NULL,
+    head bytea NOT NULL,
+    data bytea NOT NULL,
     PRIMARY KEY (sid) INCLUDE (status)
 ) WITH (
     fillfactor = 80,
@@ -108,8 +94,13 @@ def schema() -> str:
     return "BEGIN;\n" + META + "".join(MIGRATIONS) + version + "COMMIT;\n"
 
 
-_ALL = ", ".join(COLUMNS)
-_SET = ", ".join(f"{name} = %s" for name in COLUMNS[1:])
+_FIELDS = ("version", "status", "seen", "deadline", "reason", "attempts", "head", "data")
+"""What `record_of` takes besides the sid, in its order."""
+_SELECTED = ", ".join(_FIELDS)
+_SET = (
+    "version = %s, seen = %s, deadline = %s, user_name = %s, head = %s, data = %s, "
+    "due = least(due, %s)"
+)
 
 # Asks the transaction to wait for the disk where a role, a database or a server is set not to.
 # remote_apply waits for even more, and is left alone.
@@ -128,16 +119,21 @@ class Postgresql(Dialect):
 
     name = "PostgreSQL"
     migrations = MIGRATIONS
-    selected = _ALL
+    selected = _SELECTED
     indexes = ("sojourn_sessions_due", "sojourn_sessions_user", "sojourn_sessions_ended")
 
-    load = Statement(f"SELECT {_ALL} FROM sojourn_sessions WHERE sid = %s", rows=True)
+    load = Statement(f"SELECT {_SELECTED} FROM sojourn_sessions WHERE sid = %s", rows=True)
     create = Statement(
-        f"INSERT INTO sojourn_sessions ({_ALL}, due) VALUES ({', '.join(['%s'] * len(COLUMNS))}, "
-        "%s) ON CONFLICT (sid) DO NOTHING"
+        f"INSERT INTO sojourn_sessions ({', '.join(COLUMNS)}) "
+        f"VALUES ({', '.join(['%s'] * len(COLUMNS))}) ON CONFLICT (sid) DO NOTHING"
     )
     replace = Statement(
-        f"UPDATE sojourn_sessions SET {_SET}, due = least(due, %s) WHERE {_IF_CURRENT}"
+        "UPDATE sojourn_sessions SET status = 0, reason = '', attempts = 0, "
+        f"{_SET} WHERE {_IF_CURRENT}"
+    )
+    replace_any = Statement(
+        "UPDATE sojourn_sessions SET status = %s, reason = %s, attempts = %s, "
+        f"{_SET} WHERE {_IF_CURRENT}"
     )
     touch = Statement(f"UPDATE sojourn_sessions {_TOUCH} WHERE {_IF_CURRENT}")
     end = Statement(
@@ -147,8 +143,9 @@ class Postgresql(Dialect):
     bury = Statement(
         _DURABLE + "UPDATE sojourn_sessions SET status = 2, "
         "reason = CASE reason WHEN '' THEN %s ELSE reason END, version = version + 1, "
-        "seen = %s, deadline = %s, due = %s, data = '', commits = '', salt = '', "
-        "user_name = NULL FROM durable WHERE sid = %s AND status <> 2"
+        "seen = %s, deadline = %s, due = %s, data = '', user_name = NULL, head = "
+        "CASE head WHEN '' THEN head ELSE substr(head, 1, get_byte(head, 0)) END "
+        "FROM durable WHERE sid = %s AND status <> 2"
     )
     remove = Statement(_DURABLE + "DELETE FROM sojourn_sessions USING durable WHERE sid = %s")
     claim = Statement(
@@ -164,8 +161,9 @@ class Postgresql(Dialect):
         "attempts = s.attempts + 1, due = given.until FROM page, given "
         "WHERE s.sid = page.sid "
         "AND (page.status = 1 OR page.status = 0 AND page.deadline <= given.now) "
-        f"RETURNING {', '.join('s.' + name for name in COLUMNS)}) "
-        f"SELECT (SELECT count(*) FROM page), {_ALL} FROM given LEFT JOIN claimed ON true",
+        f"RETURNING s.sid, {', '.join('s.' + name for name in _FIELDS)}) "
+        f"SELECT (SELECT count(*) FROM page), sid, {_SELECTED} "
+        "FROM given LEFT JOIN claimed ON true",
         rows=True,
     )
 
@@ -177,10 +175,6 @@ class Postgresql(Dialect):
                 f"{_RELAXED}UPDATE sojourn_sessions {_TOUCH} FROM relaxed WHERE {_IF_CURRENT}"
             )
 
-    def record(self, row: Row) -> Record:
-        """Make a record: the columns are its fields."""
-        return Record(*row)
-
     def check_text(self, name: str, text: str, limit: int) -> None:
         """As `Dialect.check_text`; PostgreSQL's text has no NUL."""
         super().check_text(name, text, limit)
@@ -190,10 +184,12 @@ class Postgresql(Dialect):
             )
 
     def page(self, now: float, lease: float, limit: int) -> Steps[tuple[list[Record], int]]:
-        """As `Dialect.page`, in one statement."""
+        """As `Dialect.page`, in one statement where nothing is damaged."""
         rows, _ = yield self.claim, (now, now + lease, now, limit)
         looked = int(rows[0][0])
-        return [self.record(row[1:]) for row in rows if row[1] is not None], looked
+        records, damaged = self.records(row[1:] for row in rows if row[1] is not None)
+        yield from self.put_aside(damaged)
+        return records, looked
 
     def do_check(self) -> Steps[list[str]]:
         """As `SqlStore.check`: privileges, indexes, and what a crash of the server would lose."""

@@ -456,3 +456,21 @@ def test_an_attribute_that_is_an_object_of_its_own_is_no_missing_one(web: Web) -
         return thing.one, thing.two
 
     assert web.request(look).body == b"(5, 2)"
+
+
+def test_two_managers_in_one_request(web: Web) -> None:
+    """Whoever looks at a session before is told so, and gets none of the wrong manager's."""
+    visited(web)
+    web.visit(lambda request: request.getSession().login("admin") or b"")
+    inner = SessionResource(Page(user), SessionManager(MemoryStore(), clock=web.clock))
+
+    class Gate(resource.Resource):
+        def getChild(self, path: bytes, request: Any) -> Any:
+            request.getSession()
+            return inner
+
+    web.site.resource = Gate()
+    wire = web.wire()
+    wire.send("/inner", web.cookie)
+    answer = wire.take()
+    assert (answer.status, b"admin" in answer.body) == (500, False)

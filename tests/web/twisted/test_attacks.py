@@ -20,7 +20,7 @@ from sojourn.web.twisted import SessionResource
 from sojourn.web.twisted.guard import SessionGuard
 
 from .conftest import Logged
-from .kit import LATER, DeferredStore, Page, Web
+from .kit import LATER, DeferredStore, Page, Transport, Web, Wire
 
 MakeWeb = Callable[..., Web]
 
@@ -131,6 +131,49 @@ def test_a_stream_sees_nothing_of_who_logs_in(web: Web) -> None:
     again = web.request(lambda request: request.getSession().login("alice") or b"in")
     assert again.status == 200
     stream.hang_up()
+
+
+def test_a_stream_of_http2_is_cut_off_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other streams of its connection go on, and the application is told that it has ended."""
+    import h2.config
+    import h2.connection
+    import h2.events
+
+    web = visited(Web())
+    monkeypatch.setattr("twisted.internet.reactor", web.reactor, raising=False)
+    wire = Wire.__new__(Wire)
+    wire.transport = Transport()
+    wire.transport.negotiatedProtocol = b"h2"  # type: ignore[attr-defined]
+    wire.protocol = web.site.buildProtocol(None)
+    wire.protocol.makeConnection(wire.transport)
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+
+    def send(handler: Callable[[Any], Any]) -> int:
+        web.handler = handler
+        stream: int = client.get_next_available_stream_id()
+        path = [(":method", "GET"), (":path", "/"), (":scheme", "http"), (":authority", "here")]
+        client.send_headers(stream, [*path, ("cookie", web.cookie)], end_stream=True)
+        wire.protocol.dataReceived(client.data_to_send())
+        web.pass_time(0.1)
+        return stream
+
+    told: list[Any] = []
+    kept: list[Any] = []
+
+    def begin(request: Any) -> None:
+        request.getSession()
+        request.notifyFinish().addErrback(told.append)
+        request.write(b"begun")
+
+    first = send(later(kept, begin))
+    second = send(lambda request: request.getSession().login("alice") or b"in")
+    events = list(client.receive_data(wire.received))
+    reset = [e.stream_id for e in events if isinstance(e, h2.events.StreamReset)]
+    ended = [e.stream_id for e in events if isinstance(e, h2.events.StreamEnded)]
+    assert (reset, ended) == ([first], [second])
+    assert len(told) == 1
+    assert live_of(web) == {}
 
 
 def test_what_a_refused_page_did_is_not_kept_by_the_next(web: Web) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 from twisted.web import http, server
 
@@ -409,7 +410,18 @@ class DurableRequest(_Base):
         channel: Any = self.channel
         if channel is not None and not self._replaced:
             self._replaced = True
-            getattr(channel, "abortConnection", channel.loseConnection)()
+            abort = getattr(channel, "abortConnection", None)
+            if abort is None:
+                channel.loseConnection()
+                return
+            # A stream of HTTP/2, which tells nobody that it was aborted.
+            abort()
+            assert self._realm is not None
+            self._realm.reactor.callLater(0, self._aborted)
+
+    def _aborted(self) -> None:
+        if not self._disconnected:
+            self.connectionLost(Failure(ConnectionAborted()))
 
     def _drop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None

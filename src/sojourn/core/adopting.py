@@ -8,7 +8,6 @@ it holds nothing that opens it.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from hashlib import sha512
 from typing import Any
@@ -18,7 +17,7 @@ from sojourn.core.calls import Create, Flow
 from sojourn.core.expiry import deadline_of
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment
-from sojourn.core.token import Token, drawn, hash_secret
+from sojourn.core.token import Token, base64_of, drawn, hash_secret
 from sojourn.errors import InvalidValue
 
 __all__ = ["adopt", "token_of"]
@@ -37,7 +36,7 @@ def token_of(system: str, bearer: str) -> Token:
         bearer: what its cookie holds.
     """
     digest = sha512(f"sojourn {system}\0{bearer}".encode("utf-8", "surrogatepass")).digest()
-    return Token(_base64(digest[:16]), _base64(digest[16:48]))
+    return Token(base64_of(digest[:16]), base64_of(digest[16:48]))
 
 
 def adopt(
@@ -91,7 +90,3 @@ def adopt(
         agent=client.agent,
     )
     return (yield Create(record))  # type: ignore[no-any-return]
-
-
-def _base64(raw: bytes) -> str:
-    return urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")

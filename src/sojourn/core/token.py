@@ -21,6 +21,7 @@ __all__ = [
     "TOKEN_LENGTH",
     "Entropy",
     "Token",
+    "base64_of",
     "drawn",
     "hash_secret",
     "is_sid",
@@ -77,12 +78,12 @@ def is_sid(text: str) -> bool:
 
 def new_sid(entropy: Entropy) -> str:
     """Return a sid never used before."""
-    return _base64(drawn(entropy, 16))
+    return base64_of(drawn(entropy, 16))
 
 
 def new_secret(entropy: Entropy) -> str:
     """Return a secret never used before."""
-    return _base64(drawn(entropy, 32))
+    return base64_of(drawn(entropy, 32))
 
 
 def drawn(entropy: Entropy, size: int) -> bytes:
@@ -99,7 +100,7 @@ def drawn(entropy: Entropy, size: int) -> bytes:
 
 def name_to_sid(name: str) -> str:
     """Return the sid under which a flow keeps a record of its own (a `MARK`)."""
-    return _base64(sha256(name.encode("utf-8", "surrogatepass")).digest()[:16])
+    return base64_of(sha256(name.encode("utf-8", "surrogatepass")).digest()[:16])
 
 
 def hash_secret(secret: str) -> bytes:
@@ -110,5 +111,6 @@ def hash_secret(secret: str) -> bytes:
 same_hash = compare_digest
 
 
-def _base64(raw: bytes) -> str:
+def base64_of(raw: bytes) -> str:
+    """Return bytes as a token spells them: URL-safe base64 without padding."""
     return urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")

@@ -73,19 +73,8 @@ class _Of:
         return getattr(session._core, self.name)
 
 
-class _Limit:
+class _Limit(_Of):
     """An attribute of the core's session that may be set."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, session: Any, owner: Any = None) -> Any:
-        if session is None:
-            return self
-        return getattr(session._core, self.name)
 
     def __set__(self, session: Any, value: Any) -> None:
         setattr(session._writable(), self.name, value)

@@ -222,6 +222,16 @@ def test_redis(redis_server: Server) -> None:
             redis_server.ask("CONFIG", "SET", name, value)
 
 
+@pytest.mark.server
+def test_answers_from_memory(redis_server: Server) -> None:
+    """How old an answer may be is told of a store that remembers, and of no other."""
+    url = f"{redis_server.url}?prefix=doctor"
+    told = "a request may be answered from memory, 0.5 s old at most"
+
+    assert told in examined(f"{url}&near=0.5")
+    assert not [line for line in examined(url) if line.startswith("a request may be answered")]
+
+
 class Durable(PostgresqlServer):
     """As it is set up for what counts."""
 

@@ -79,6 +79,8 @@ def _quiet() -> Iterator[None]:
 def _tell(promises: Promises) -> None:
     click.echo(f"  what is saved survives {_SURVIVES[promises.survives]}")
     click.echo(f"  it is shared by {_SHARED[promises.shared]}")
+    if promises.stale:
+        click.echo(f"  a request may be answered from memory, {promises.stale:g} s old at most")
     if promises.note:
         click.echo(f"  {promises.note}")
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import quixote
 from quixote.publish import Publisher
+from quixote.session import BaseSessionManager
+from quixote.session import Session as QuixoteSession
 
-from sojourn.web.quixote import ThreadSafePublisher
+from sojourn import SessionManager
+from sojourn.errors import ConfigurationError
+from sojourn.stores.memory import MemoryStore
+from sojourn.web import quixote as ours
+from sojourn.web.quixote import ForeignStore, SessionStore, ThreadSafePublisher
 
-from .conftest import Site
+from .conftest import Root, Site
+from .foreign import PickleStore, ShelfStore
 
 MakeSite = Callable[..., Site]
 
@@ -93,3 +101,40 @@ def test_quixotes_own(make_site: MakeSite) -> None:
     with pytest.raises(AssertionError, match="not thread safe"):
         site.visit(lambda: "", **{"wsgi.multithread": True})
     assert ThreadSafePublisher.is_thread_safe
+
+
+def manager_of(kind: str, store: Any) -> Any:
+    sessions = SessionManager(store)
+    if kind == "ours":
+        return ours.SessionManager(sessions)
+    return BaseSessionManager(QuixoteSession, SessionStore(sessions, QuixoteSession))
+
+
+@pytest.mark.parametrize("kind", ["ours", "Quixote's over our SessionStore"])
+def test_a_store_for_one_thread_is_refused_before_any_request(kind: str) -> None:
+    """With what to do; then another publisher can be made, and serve it with one thread."""
+    manager = manager_of(kind, ForeignStore(PickleStore()))
+
+    with pytest.raises(ConfigurationError, match=r"ForeignStore is not safe.*quixote\.publish\."):
+        ThreadSafePublisher(Root(), session_manager=manager)
+    assert quixote.get_publisher() is None
+    assert Publisher(Root(), session_manager=manager).session_manager is manager
+
+
+@pytest.mark.parametrize("kind", ["ours", "Quixote's over our SessionStore"])
+@pytest.mark.parametrize("store", [MemoryStore(), ForeignStore(ShelfStore())])
+def test_stores_for_threads_are_taken(kind: str, store: Any) -> None:
+    """Those of ours, and foreign ones that say so."""
+    manager = manager_of(kind, store)
+
+    assert ThreadSafePublisher(Root(), session_manager=manager).session_manager is manager
+
+
+def test_no_store_is_opened_before_the_first_request(tmp_path: Path) -> None:
+    """A process that serves nothing, or forks those that do, connects to none."""
+    ThreadSafePublisher(Root(), session_manager=manager_of("ours", f"sqlite:///{tmp_path}/s.db"))
+
+    assert not list(tmp_path.iterdir())
+    quixote.cleanup()
+    # And a publisher without sessions is none of its business.
+    assert ThreadSafePublisher(Root()) is quixote.get_publisher()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from quixote.publish import Publisher
+from quixote.publish import Publisher, cleanup
+
+from sojourn.errors import ConfigurationError
+from sojourn.web.quixote.stores import check_publisher
 
 __all__ = ["ThreadSafePublisher"]
 
@@ -21,9 +24,19 @@ class ThreadSafePublisher(Publisher):  # type: ignore[misc]
     is_thread_safe = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As `quixote.publish.Publisher`."""
+        """As `quixote.publish.Publisher`.
+
+        Raises:
+            ConfigurationError: the session manager was given a store that is for one thread.
+        """
         self._here = threading.local()
         super().__init__(*args, **kwargs)
+        try:
+            check_publisher(self.session_manager)
+        except ConfigurationError:
+            # A process can have one publisher, and this one is not to be it.
+            cleanup()
+            raise
 
     def process_request(self, request: Any) -> Any:
         """As Quixote's; also where a page ends with SystemExit, which Quixote lets through."""

@@ -88,6 +88,29 @@ def check_server(store: Store, environ: Mapping[str, Any]) -> None:
         )
 
 
+def check_publisher(manager: Any) -> None:
+    """Make sure that a store fits a publisher for threads, where it is known before any request.
+
+    A store that is named by its URL is opened, and then checked, with the first request.
+
+    Args:
+        manager: Quixote's session manager; another one than ours with a `SessionStore` too.
+
+    Raises:
+        ConfigurationError: the store is for one thread.
+    """
+    for one in (manager, getattr(manager, "store", None)):
+        sessions = getattr(one, "sessions", None)
+        given: Any = sessions._given if isinstance(sessions, SessionManager) else ""
+        if not isinstance(given, str) and not safety(given)[1]:
+            raise ConfigurationError(
+                f"{type(given).__name__} is not safe for threads (is_thread_safe is false), and "
+                "ThreadSafePublisher is for servers with several. Make a "
+                "quixote.publish.Publisher and serve with one thread for each process, or use "
+                "another store"
+            )
+
+
 # Our sessions behind managers of Session3 and Quixote.
 
 

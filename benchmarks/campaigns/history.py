@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from benchmarks.campaigns.worker import manager_of
+from sojourn.core.opening import Opened
 from sojourn.core.record import ENDED, LIVE
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 
 __all__ = ["Report", "check", "read"]
 

@@ -55,7 +55,7 @@ class StateDiagram(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Draw it."""
-        from sojourn.core.session import TRANSITIONS, Event, Status
+        from sojourn.core.status import TRANSITIONS, Event, Status
 
         events = list(Event)
         rows = [

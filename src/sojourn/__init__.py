@@ -20,16 +20,16 @@ if TYPE_CHECKING:
         NIST_800_63B_4_AAL3 as NIST_800_63B_4_AAL3,
     )
     from sojourn.core.expiry import Expiry as Expiry
+    from sojourn.core.opening import EndedBefore as EndedBefore
     from sojourn.core.record import Client as Client
     from sojourn.core.record import Record as Record
-    from sojourn.core.session import EndedBefore as EndedBefore
     from sojourn.core.session import Session as Session
-    from sojourn.core.session import Status as Status
     from sojourn.core.state import Add as Add
     from sojourn.core.state import Append as Append
     from sojourn.core.state import Max as Max
     from sojourn.core.state import Union as Union
     from sojourn.core.state import state as state
+    from sojourn.core.status import Status as Status
     from sojourn.errors import ConfigurationError as ConfigurationError
     from sojourn.errors import Conflict as Conflict
     from sojourn.errors import CsrfError as CsrfError

@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
-from sojourn.core import adopting, ending, flows
+from sojourn.core import adopting, ending, flows, opening
 from sojourn.core.calls import Count, Flow
 from sojourn.core.cookie import CookieSettings, find, only_token, tokens_in
 from sojourn.core.ending import Swept
 from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
 from sojourn.core.sealing import Sealer
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 from sojourn.core.token import Entropy, Token, is_sid
 from sojourn.devices import Device
 from sojourn.drivers import arun, run
@@ -423,7 +424,7 @@ class SessionManager:
                 if store is None:
                     store = self._open_store()
                 if not store.promises.stale:
-                    return flows.judge(store.load(token.sid), token, env.clock(), env)
+                    return opening.judge(store.load(token.sid), token, env.clock(), env)
             except StoreUnavailable as error:
                 if not error.transient:
                     # It has waited as long as it may; nobody is to wait that long again.
@@ -434,7 +435,7 @@ class SessionManager:
         if not tokens:
             return Opened(env.clock())
         try:
-            return self.run(flows.open_session(tokens, env))
+            return self.run(opening.open_session(tokens, env))
         except StoreUnavailable as error:
             return self._without(error)
 
@@ -506,7 +507,7 @@ class SessionManager:
         env = self._env
         tokens = tokens_in(cookie, self.cookie.name_for[https])
         try:
-            opened = await arun(flows.open_session(tokens, env), self.astore)
+            opened = await arun(opening.open_session(tokens, env), self.astore)
         except StoreUnavailable as error:
             failure = error
             return Session(env, lambda: self._without(failure), client)
@@ -543,7 +544,7 @@ class SessionManager:
         store: CookieStore = self.store  # type: ignore[assignment]
         jar = store.jar(find(cookie, name), name)
         box.append(jar)
-        return run(flows.open_session(jar.tokens, self._env), jar)
+        return run(opening.open_session(jar.tokens, self._env), jar)
 
     def _commit_carried(self, session: Any, late: bool) -> Committed:
         jar: CookieJar = session.box[0]

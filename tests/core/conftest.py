@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sojourn.core import flows
+from sojourn.core import flows, opening
 from sojourn.core.calls import Call, Flow
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 from sojourn.core.token import Token
 from sojourn.drivers import run
 from sojourn.errors import SojournError
@@ -62,7 +63,7 @@ class World:
     def open(self, *tokens: Token | None, client: Client = CLIENT) -> Session:
         """Return the session of a request that came with those tokens; loaded on first use."""
         given = [token for token in tokens if token is not None]
-        return Session(self.env, lambda: self.run(flows.open_session(given, self.env)), client)
+        return Session(self.env, lambda: self.run(opening.open_session(given, self.env)), client)
 
     def commit(self, session: Session) -> flows.Committed:
         """End the request."""
@@ -90,7 +91,7 @@ class World:
 
     def opened(self, tokens: Iterable[Token]) -> Opened:
         """Return what tokens open."""
-        return self.run(flows.open_session(tokens, self.env))
+        return self.run(opening.open_session(tokens, self.env))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sojourn.core import ending, flows
+from sojourn.core import ending, flows, opening
 from sojourn.core.calls import Create, Delete, Load, Pause, Replace, Touch
 from sojourn.core.record import ENDED, LIVE, MARK, Record
 from sojourn.core.session import Session
@@ -545,7 +545,7 @@ def test_r15_a_login_came_upon_it(world: Any) -> None:
     flow = flows.commit(session, world.env)
     call = drive(world, flow, until=Replace)
     call.on(world.store)
-    other = Session(world.env, lambda: flows.Opened(world.clock(), world.record(token)))
+    other = Session(world.env, lambda: opening.Opened(world.clock(), world.record(token)))
     other._opened = msgspec.structs.replace(other._opened, token=token)
     other["secret"] = 1
     other.login("alice")
@@ -710,7 +710,7 @@ def test_a_damaged_record_that_came_meanwhile(world: Any) -> None:
 def test_a_damaged_record(world: Any) -> None:
     """A record that cannot be read is no session and one report."""
     token = world.visit(a=1)
-    flow = flows.open_session([token], world.env)
+    flow = opening.open_session([token], world.env)
     call = next(flow)
     assert type(call) is Load
     assert call.sid == token.sid
@@ -747,4 +747,4 @@ def test_delete_is_unconditional(world: Any) -> None:
     world.commit(session)
 
     assert [type(call) for call in world.calls] == [Delete]
-    assert run(flows.open_session([token], world.env), world.store).record is None
+    assert run(opening.open_session([token], world.env), world.store).record is None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sojourn.core import ending, flows
+from sojourn.core import ending, flows, opening
 from sojourn.core.calls import Flow, Pause
 from sojourn.core.expiry import start_of
 from sojourn.core.record import ENDED, LIVE
@@ -24,7 +24,7 @@ Request = Callable[[Any, Token], Flow[Any]]
 
 def asks(act: Callable[[Session], Any]) -> Request:
     def request(world: Any, token: Token) -> Flow[Any]:
-        opened = yield from flows.open_session([token], world.env)
+        opened = yield from opening.open_session([token], world.env)
         session = Session(world.env, lambda: opened)
         session.get("n")
         act(session)
@@ -171,7 +171,7 @@ def world_of(make_world: Any) -> Callable[[], tuple[Any, Token]]:
         world.clock.advance(200)
 
         def values(record: Any) -> dict[str, Any]:
-            opened = flows.Opened(world.clock(), record, record.data)
+            opened = opening.Opened(world.clock(), record, record.data)
             return dict(Session(world.env, lambda: opened))
 
         world.run_values = values

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from sojourn.core.record import Client
-from sojourn.core.session import TRANSITIONS, Event, Session, Status
+from sojourn.core.session import Session
+from sojourn.core.status import TRANSITIONS, Event, Status
 from sojourn.errors import InvalidValue, SojournError
 
 # What counts as a use.

@@ -14,8 +14,8 @@ import pytest
 from sojourn import SessionManager
 from sojourn.core.calls import Due, Pause
 from sojourn.core.ending import SKEW, Swept, acquire, sweep
+from sojourn.core.opening import EndedBefore
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK
-from sojourn.core.session import EndedBefore
 from sojourn.errors import ConfigurationError, StoreUnavailable
 from sojourn.stores.memory import MemoryStore
 from sojourn.sweeper import Sweeper

@@ -25,9 +25,10 @@ from sojourn.core.calls import (
     Tell,
 )
 from sojourn.core.expiry import expired_reason
+from sojourn.core.opening import Opened, unseal
 from sojourn.core.record import ENDED, ENDING, LIVE, MARK, Ended, Record
 from sojourn.core.rules import Environment
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 from sojourn.core.token import name_to_sid
 from sojourn.errors import DamagedRecord, TooManySessions
 
@@ -48,7 +49,6 @@ __all__ = [
     "stands",
     "suspected",
     "sweep",
-    "unseal",
 ]
 
 _MARK_TIME = 7 * 86400.0
@@ -79,16 +79,6 @@ class Swept(msgspec.Struct):
     failed: int = 0
     set_aside: int = 0
     busy: bool = False
-
-
-def unseal(record: Record, env: Environment) -> bytes:
-    """Return the data of a record as it was before sealing.
-
-    Raises:
-        DamagedRecord: a broken seal, an unknown key, or sealed data and no keys.
-    """
-    sealer = env.rules.sealer
-    return record.data if sealer is None else sealer.open(record.data, record.sid.encode())
 
 
 # One session.

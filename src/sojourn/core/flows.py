@@ -5,9 +5,6 @@ The drivers run them blocking, on an event loop, or under Twisted; so the rules 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -25,27 +22,25 @@ from sojourn.core.calls import (
     Tell,
     Touch,
 )
-from sojourn.core.ending import unseal
 from sojourn.core.expiry import (
     MAX_COOKIE_AGE,
     deadline_of,
-    expired_reason,
     start_of,
     touch_interval_of,
 )
+from sojourn.core.opening import unseal
 from sojourn.core.operations import NO_CHANGES, Changes, Segments, apply, overwritten
-from sojourn.core.record import LIVE, MARK, Record
+from sojourn.core.record import LIVE, Record
 from sojourn.core.rules import Environment
-from sojourn.core.session import EndedBefore, Opened, Session, Status
+from sojourn.core.session import Session
+from sojourn.core.status import Status
 from sojourn.core.token import Token, drawn, hash_secret, new_secret, same_hash
 from sojourn.errors import Conflict, DamagedRecord, InvalidValue, SessionEnded, TooManySessions
 
 __all__ = [
     "Committed",
     "commit",
-    "judge",
     "max_age_of",
-    "open_session",
     "refresh",
 ]
 
@@ -89,38 +84,6 @@ class Committed(msgspec.Struct):
     events: list[tuple[str, str, str]] = []
 
 
-# Opening.
-
-
-def open_session(tokens: Iterable[Token], env: Environment) -> Flow[Opened]:
-    """Find the session of a request.
-
-    Of several different cookies at most the one that is live counts, and two live ones count as
-    none: somebody planted one of them, and nobody knows which.
-
-    Raises:
-        StoreUnavailable: the store did not answer.
-    """
-    now = env.clock()
-    found: list[Opened] = []
-    for token in tokens:
-        try:
-            record: Record | None = yield Load(token.sid, partial(_surely_opens, token, now))
-            opened = judge(record, token, now, env)
-        except DamagedRecord as error:
-            opened = Opened(now, notes=(("damaged", token.sid, str(error)),))
-        found.append(opened)
-    if len(found) == 1:
-        return found[0]
-    live = [one for one in found if one.record is not None]
-    notes = tuple(note for one in found for note in one.notes)
-    if len(live) == 1:
-        return msgspec.structs.replace(live[0], notes=notes)
-    if live:
-        notes += (("two cookies", live[0].record.sid, "two live sessions; none counts"),)  # type: ignore[union-attr]
-    return Opened(now, notes=notes)
-
-
 def refresh(session: Session, env: Environment) -> Flow[None]:
     """Read a session anew that was just committed.
 
@@ -138,48 +101,6 @@ def refresh(session: Session, env: Environment) -> Flow[None]:
         # Another request renewed it, and its answer brings the cookie: read and merge only.
         session._opened = msgspec.structs.replace(session._opened, previous=True)
     session._reread(record, unseal(record, env))
-
-
-def _surely_opens(token: Token, now: float, record: Record) -> bool:
-    """Tell whether a token opens a record, even if the record is not the newest.
-
-    A no is not to be had from an old one: the session may have been renewed, or used, since.
-    """
-    given = hash_secret(token.secret)
-    return record.status == LIVE and now < record.deadline and same_hash(given, record.secret_hash)
-
-
-def judge(record: Record | None, token: Token, now: float, env: Environment) -> Opened:
-    """Decide what a token opens.
-
-    Raises:
-        DamagedRecord: the record's data cannot be unsealed.
-    """
-    if record is None:
-        return Opened(now)
-    # `hash_secret`, written out: this is done for every request.
-    given = sha256(token.secret.encode()).digest()
-    if same_hash(given, record.secret_hash):
-        if record.status == LIVE and now < record.deadline:
-            data = record.data if env.rules.sealer is None else unseal(record, env)
-            return Opened(now, record, data, token)
-        return _over(record, now)
-    if record.status == MARK:
-        return Opened(now)
-    if record.previous_hash and same_hash(given, record.previous_hash):
-        if record.status != LIVE or now >= record.deadline:
-            return _over(record, now)
-        if now < record.grace_until:
-            if record.previous_generation == record.generation:
-                return Opened(now, record, unseal(record, env), token, previous=True)
-            return Opened(now, shadow=True)
-        return Opened(now, notes=(("suspicious", record.sid, "a renewed cookie was used again"),))
-    return Opened(now, notes=(("refused", record.sid, "the secret is not that of the session"),))
-
-
-def _over(record: Record, now: float) -> Opened:
-    at = record.deadline if record.status == LIVE else record.seen
-    return Opened(now, ended_before=EndedBefore(expired_reason(record), at))
 
 
 def _seal(data: bytes, sid: str, env: Environment) -> bytes:

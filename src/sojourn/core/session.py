@@ -7,130 +7,27 @@ on first use, so that a request that does not touch its session costs nothing.
 
 from __future__ import annotations
 
-import enum
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta
-from typing import Any, ClassVar, NamedTuple, TypeVar, overload
-
-import msgspec
+from typing import Any, ClassVar, TypeVar, overload
 
 from sojourn.core import codec, csrf
 from sojourn.core.codec import decode_index, decode_value, is_text
 from sojourn.core.expiry import deadline_of, seconds, touch_interval_of
+from sojourn.core.opening import EndedBefore, Opened
 from sojourn.core.operations import NO_CHANGES, Changes, Kind, Operation, merge
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment
 from sojourn.core.state import StateInfo, describe
-from sojourn.core.token import Token, drawn, new_sid
+from sojourn.core.status import TRANSITIONS, Event, Status
+from sojourn.core.token import drawn, new_sid
+from sojourn.core.work import DELETED, PENDING, Held, Work, bring_up_to_date
 from sojourn.errors import Conflict, CsrfError, DamagedRecord, InvalidValue, StoreUnavailable
 
-__all__ = ["TRANSITIONS", "EndedBefore", "Opened", "Session", "Status"]
+__all__ = ["Peek", "Session"]
 
 T = TypeVar("T")
-
-
-class Status(enum.IntEnum):
-    """What a request has done to its session so far."""
-
-    NEW = 0
-    """There is none in the store, and nothing was written."""
-    STARTED = 1
-    """There is none in the store; something was written."""
-    UNCHANGED = 2
-    """Loaded; only read."""
-    TOUCHED = 3
-    """Loaded; to be extended without waiting for the touch interval."""
-    CHANGED = 4
-    """Loaded; something was written."""
-    RENEWED = 5
-    """Loaded; it gets a new secret (and what was written)."""
-
-
-class Event(enum.IntEnum):
-    """What can happen to a session in a request."""
-
-    WRITE = 0
-    TOUCH = 1
-    RENEW = 2
-    END = 3
-    COMMIT = 4
-
-
-TRANSITIONS: dict[tuple[Status, Event], Status] = {
-    (Status.NEW, Event.WRITE): Status.STARTED,
-    (Status.NEW, Event.TOUCH): Status.NEW,
-    (Status.NEW, Event.RENEW): Status.NEW,
-    (Status.NEW, Event.END): Status.NEW,
-    (Status.NEW, Event.COMMIT): Status.NEW,
-    (Status.STARTED, Event.WRITE): Status.STARTED,
-    (Status.STARTED, Event.TOUCH): Status.STARTED,
-    (Status.STARTED, Event.RENEW): Status.STARTED,
-    (Status.STARTED, Event.END): Status.NEW,
-    (Status.STARTED, Event.COMMIT): Status.UNCHANGED,
-    (Status.UNCHANGED, Event.WRITE): Status.CHANGED,
-    (Status.UNCHANGED, Event.TOUCH): Status.TOUCHED,
-    (Status.UNCHANGED, Event.RENEW): Status.RENEWED,
-    (Status.UNCHANGED, Event.END): Status.NEW,
-    (Status.UNCHANGED, Event.COMMIT): Status.UNCHANGED,
-    (Status.TOUCHED, Event.WRITE): Status.CHANGED,
-    (Status.TOUCHED, Event.TOUCH): Status.TOUCHED,
-    (Status.TOUCHED, Event.RENEW): Status.RENEWED,
-    (Status.TOUCHED, Event.END): Status.NEW,
-    (Status.TOUCHED, Event.COMMIT): Status.UNCHANGED,
-    (Status.CHANGED, Event.WRITE): Status.CHANGED,
-    (Status.CHANGED, Event.TOUCH): Status.CHANGED,
-    (Status.CHANGED, Event.RENEW): Status.RENEWED,
-    (Status.CHANGED, Event.END): Status.NEW,
-    (Status.CHANGED, Event.COMMIT): Status.UNCHANGED,
-    (Status.RENEWED, Event.WRITE): Status.RENEWED,
-    (Status.RENEWED, Event.TOUCH): Status.RENEWED,
-    (Status.RENEWED, Event.RENEW): Status.RENEWED,
-    (Status.RENEWED, Event.END): Status.NEW,
-    (Status.RENEWED, Event.COMMIT): Status.UNCHANGED,
-}
-"""All transitions. The diagram in the docs and the exhaustive test are made from this table."""
-
-
-class EndedBefore(NamedTuple):
-    """Why the session that this visitor had is over.
-
-    Attributes:
-        reason: idle, lifetime, user, operator, replaced, password, theft or damaged.
-        at: when, in UTC seconds.
-    """
-
-    reason: str
-    at: float
-
-
-class Opened(msgspec.Struct, frozen=True, gc=False):
-    """What was found for a request's cookie.
-
-    Attributes:
-        now: when it was looked for.
-        record: the live record; None: none, a new session.
-        data: its data, unsealed.
-        token: the token that opened it.
-        previous: it was opened with the secret before the last renewal, within its grace: it may
-            read and merge, but gets no new secret.
-        shadow: the cookie is from before a login that has just happened. The request sees an
-            empty session and nothing that it writes is kept, so that it can neither read what
-            the login brought nor replace the cookie that is on its way to the browser.
-        ended_before: the visitor's former session, if it is known why it ended.
-        failure: the store did not answer, and the request goes on without its session.
-        notes: what is to be reported: (event, sid, detail).
-    """
-
-    now: float
-    record: Record | None = None
-    data: bytes = codec.EMPTY
-    token: Token | None = None
-    previous: bool = False
-    shadow: bool = False
-    ended_before: EndedBefore | None = None
-    failure: StoreUnavailable | None = None
-    notes: tuple[tuple[str, str, str], ...] = ()
 
 
 # Looked up once: an enumeration's members are slow to reach.
@@ -140,8 +37,6 @@ _NOBODY = Client()
 _CLAIMS = "\0claims"
 _FLASH = "\0f:"
 _KEYS = "a key must be a str that does not begin with NUL and holds no lone surrogates"
-_PENDING: Any = Operation(Kind.SET)
-_DELETE = Operation(Kind.DELETE)
 
 
 class Session(MutableMapping[str, Any]):
@@ -177,7 +72,7 @@ class Session(MutableMapping[str, Any]):
     _index: dict[str, int | None]
     _body: int
     _record: Record | None
-    _work: _Work | None
+    _work: Work | None
 
     def __init__(
         self,
@@ -258,14 +153,14 @@ class Session(MutableMapping[str, Any]):
         self._active = False
         self._work = None
 
-    def _working(self) -> _Work:
+    def _working(self) -> Work:
         """Return where this request's doings are kept; a request that only reads has none."""
         work = self._work
         if work is None:
-            work = self._work = _Work()
+            work = self._work = Work()
         return work
 
-    def _restart(self) -> _Work:
+    def _restart(self) -> Work:
         """Go on as a new session; what is to be ended and reported stays known."""
         old = self._working()
         self._begin(None, codec.EMPTY)
@@ -722,7 +617,7 @@ class Session(MutableMapping[str, Any]):
         for key, done in work.steps.items():
             steps[key] = [
                 Operation(Kind.SET, codec.encode_value(self._cache[key], key=key, depth=depth))
-                if step is _PENDING
+                if step is PENDING
                 else step
                 for step in done
             ]
@@ -755,7 +650,7 @@ class Session(MutableMapping[str, Any]):
             del self._index, self._cache
             self.__class__ = self._lazy
         if values or states:
-            _bring_up_to_date(values, cache, data)
+            bring_up_to_date(values, cache, data)
             cache = {key: cache[key] for key in values}
             cache.update((held.info.cls, held.value) for held in states.values())
             work = self._working()
@@ -847,13 +742,13 @@ class Session(MutableMapping[str, Any]):
         work = self._working()
         work.handed.pop(key, None)
         done = work.steps.get(key)
-        if done and done[0] is _DELETE:
-            if done[-1] is _DELETE:
+        if done and done[0] is DELETED:
+            if done[-1] is DELETED:
                 # A key that was deleted comes to stand last; any other keeps its place.
                 del work.steps[key]
-            work.steps[key] = [_DELETE, _PENDING]
+            work.steps[key] = [DELETED, PENDING]
         else:
-            work.steps[key] = [_PENDING]
+            work.steps[key] = [PENDING]
         self._status = TRANSITIONS[self._status, _WRITE]
 
     def _drop(self, name: str) -> None:
@@ -862,7 +757,7 @@ class Session(MutableMapping[str, Any]):
         work = self._working()
         work.handed.pop(name, None)
         work.steps.pop(name, None)
-        work.steps[name] = [_DELETE]
+        work.steps[name] = [DELETED]
         self._status = TRANSITIONS[self._status, _WRITE]
 
     def _merge(self, key: str, kind: str, operand: Any) -> Any:
@@ -881,7 +776,7 @@ class Session(MutableMapping[str, Any]):
         # A key that was deleted comes to stand last; any other keeps its place.
         done = work.steps.pop(key, []) if key not in self._index else work.steps.get(key, [])
         work.steps[key] = done
-        if done and done[-1] is _PENDING:
+        if done and done[-1] is PENDING:
             pass
         elif kind == Kind.ADD and done and done[-1].kind == Kind.ADD and type(new) is int:
             # Only of ints is a sum the same in whatever order it is made.
@@ -890,8 +785,8 @@ class Session(MutableMapping[str, Any]):
             if key in work.handed:
                 before = work.handed.pop(key)
                 if codec.encode_value(old, key=key, depth=depth) != before:
-                    done.append(_PENDING)
-            if not done or done[-1] is not _PENDING:
+                    done.append(PENDING)
+            if not done or done[-1] is not PENDING:
                 done.append(Operation(kind, operand))
         if isinstance(old, (list, set)) and type(old) is type(new):
             # In place, for whoever holds it; and watched on from here.
@@ -899,7 +794,7 @@ class Session(MutableMapping[str, Any]):
             new = old
         self._index[key] = None
         self._cache[key] = new
-        if done[-1] is not _PENDING and type(new) not in codec.IMMUTABLE:
+        if done[-1] is not PENDING and type(new) not in codec.IMMUTABLE:
             work.handed[key] = codec.encode_value(new, key=key, depth=depth)
         self._status = TRANSITIONS[self._status, _WRITE]
         return new
@@ -910,7 +805,7 @@ class Session(MutableMapping[str, Any]):
         packed = self._index.get(info.key)
         if packed is None:
             value = info.new()
-            held = _Held(info, value, None, info.encode(value))
+            held = Held(info, value, None, info.encode(value))
         else:
             raw = codec.segment(self._data, self._body, packed)
             try:
@@ -919,7 +814,7 @@ class Session(MutableMapping[str, Any]):
                 self._give_up(error)
                 return self._state(cls)
             # As this version encodes it: an upgrade alone is no reason to write.
-            held = _Held(info, value, raw, info.encode(value))
+            held = Held(info, value, raw, info.encode(value))
         self._working().states[info.key] = held
         self._cache[cls] = value
         return value  # type: ignore[no-any-return]
@@ -948,7 +843,7 @@ class Session(MutableMapping[str, Any]):
             except DamagedRecord as error:
                 self._give_up(error)
                 raw = None
-        self._working().states[info.key] = _Held(info, value, raw, b"")
+        self._working().states[info.key] = Held(info, value, raw, b"")
         self._cache[cls] = value
         self._status = TRANSITIONS[self._status, _WRITE]
 
@@ -972,111 +867,8 @@ _LAZY = frozenset(
 )
 
 
-def _bring_up_to_date(values: dict[str, bytes], cache: dict[Any, Any], data: bytes) -> None:
-    """Let values that were handed out show what other requests' changes made of them.
-
-    In place, for whoever holds them: else a later change here would quietly undo the others'.
-    """
-    index, body = decode_index(data)
-    for key in list(values):
-        packed = index.get(key)
-        now = None if packed is None else codec.segment(data, body, packed)
-        if now == values[key]:
-            continue
-        old: Any = cache[key]
-        new: Any = None if now is None else decode_value(now)
-        if type(old) is not type(new) or now is None or isinstance(old, (tuple, frozenset)):
-            del values[key]
-            continue
-        old.clear()
-        old.extend(new) if isinstance(old, list) else old.update(new)
-        values[key] = now
-
-
 _OF_MAPPING = frozenset({"_body", "_cache", "_index"})
 _FRESH = {"user": None, "authenticated": None, "persistent": False}
-
-
-class _Work:
-    """What a request did to its session.
-
-    Attributes:
-        handed: segments of values that can be changed in place, as they were handed out.
-        states: typed state that was handed out or set.
-        steps: operations on values; `_PENDING` stands for a plain set, whose value is in the cache
-            and encoded at the commit.
-        head: fields of the record that were set.
-        cleared: all values were removed first.
-        login: a user was logged in.
-        salt, sid: those of a new session, or after a login; empty until they are needed.
-        ends: sessions that were ended: (sid, reason).
-        notes: what is to be reported: (event, sid, detail).
-    """
-
-    __slots__ = (
-        "cleared",
-        "ends",
-        "handed",
-        "head",
-        "login",
-        "notes",
-        "salt",
-        "sid",
-        "states",
-        "steps",
-    )
-
-    def __init__(self) -> None:
-        self.handed: dict[str, bytes] = {}
-        self.states: dict[str, _Held] = {}
-        self.steps: dict[str, list[Operation]] = {}
-        self.head: dict[str, Any] = {}
-        self.cleared = False
-        self.login = False
-        self.salt = b""
-        self.sid = ""
-        self.ends: list[tuple[str, str]] = []
-        self.notes: list[tuple[str, str, str]] = []
-
-    def pending(self) -> bool:
-        """Tell whether there is anything that a commit has to look at."""
-        return bool(
-            self.handed or self.states or self.steps or self.cleared or self.ends or self.notes
-        )
-
-
-class _Held:
-    """Typed state that was handed out.
-
-    Attributes:
-        loaded: its segment in the store when it was handed out; None: there was none.
-        before: how it was encoded when it was handed out; empty: it was set anew.
-    """
-
-    __slots__ = ("before", "info", "loaded", "value")
-
-    def __init__(self, info: StateInfo, value: Any, loaded: bytes | None, before: bytes) -> None:
-        self.info = info
-        self.value = value
-        self.loaded = loaded
-        self.before = before
-
-    def operation(self) -> Operation | None:
-        """Return what was done to it, if anything.
-
-        Raises:
-            InvalidValue: it cannot be stored.
-        """
-        info, before = self.info, self.before
-        mine = info.encode(self.value)
-        if mine == before or (before and not info.changed(before, mine)):
-            return None
-        info.check(self.value, mine)
-        if self.loaded is not None:
-            unknown = info.unknown(self.loaded)
-            if unknown:
-                mine = info.encode(self.value, unknown)
-        return Operation(Kind.STATE, (self.loaded, mine, info.merge))
 
 
 class Peek(Mapping[str, Any]):

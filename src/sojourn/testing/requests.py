@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeVar
 
-from sojourn.core import ending, flows
+from sojourn.core import ending, flows, opening
 from sojourn.core.calls import Call, Flow, Pause, Tell
+from sojourn.core.opening import Opened
 from sojourn.core.record import Record
 from sojourn.core.rules import Environment, Rules
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 from sojourn.core.token import Token
 from sojourn.errors import SojournError, StoreUnavailable
 from sojourn.testing.clock import Clock
@@ -88,7 +89,7 @@ class Site:
 
     def _visit(self, token: Token | None, act: Act) -> Flow[flows.Committed]:
         tokens = [] if token is None else [token]
-        opened = yield from flows.open_session(tokens, self.env)
+        opened = yield from opening.open_session(tokens, self.env)
         session = opened_by(opened, self.env)
         act(session)
         return (yield from flows.commit(session, self.env))
@@ -114,7 +115,7 @@ class Site:
 
     def seen(self, token: Token) -> Flow[Session]:
         """Return what a request with that cookie sees; nothing is written."""
-        opened = yield from self.served(flows.open_session([token], self.env))
+        opened = yield from self.served(opening.open_session([token], self.env))
         return opened_by(opened, self.env)
 
     def end(self, sid: str, reason: str = "user") -> Flow[bool]:

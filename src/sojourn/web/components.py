@@ -46,8 +46,10 @@ from zope.interface.interface import Method
 
 from sojourn.core import codec
 from sojourn.core.operations import Operation
-from sojourn.core.session import TRANSITIONS, Event, Session, _Held
+from sojourn.core.session import Session
 from sojourn.core.state import Add, Append, Max, MergeRule, Union, Upgrade, _merged
+from sojourn.core.status import TRANSITIONS, Event
+from sojourn.core.work import Held
 from sojourn.errors import (
     ConfigurationError,
     Conflict,
@@ -402,7 +404,7 @@ class Schema:
         raise DamagedRecord(f"what is stored under {self.name} is not of a component")
 
 
-class _Component(_Held):
+class _Component(Held):
     """A component that was handed out.
 
     Attributes:
@@ -439,7 +441,7 @@ class _Component(_Held):
         self.seen = None
 
     def operation(self) -> Operation | None:
-        """As `_Held.operation`."""
+        """As `Held.operation`."""
         seen = self.seen
         if seen is not None:
             now = self.info.cls.glance(self.value)

@@ -17,8 +17,9 @@ from webob.cookies import SignedSerializer
 from sojourn.core.adopting import token_of
 from sojourn.core.cookie import CookieSettings, find
 from sojourn.core.expiry import seconds
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client
-from sojourn.core.session import _FLASH, Opened
+from sojourn.core.session import _FLASH
 from sojourn.errors import ConfigurationError, InvalidValue, StoreUnavailable
 from sojourn.manager import SessionManager
 from sojourn.web.pyramid.session import FLASH, Session

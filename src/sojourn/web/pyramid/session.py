@@ -11,10 +11,12 @@ from pyramid.interfaces import ISession
 from zope.interface import implementer, providedBy
 
 from sojourn.core import csrf
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client
 from sojourn.core.rules import Environment
-from sojourn.core.session import _FLASH, Event, Opened
+from sojourn.core.session import _FLASH
 from sojourn.core.session import Session as CoreSession
+from sojourn.core.status import Event
 from sojourn.core.token import drawn
 from sojourn.errors import StoreUnavailable
 from sojourn.web.components import component, schema_of

@@ -18,8 +18,9 @@ from quixote.errors import PublishError
 from sojourn.core import session as core
 from sojourn.core.calls import Flow, List
 from sojourn.core.cookie import find, tokens_in
-from sojourn.core.ending import unseal
+from sojourn.core.opening import Opened, unseal
 from sojourn.core.record import LIVE, Client, Record
+from sojourn.core.status import Status
 from sojourn.errors import (
     ConfigurationError,
     Conflict,
@@ -235,7 +236,7 @@ class SessionManager:
                 now = env.clock()
                 if now < record.deadline:
                     try:
-                        opened = core.Opened(now, record, unseal(record, env))
+                        opened = Opened(now, record, unseal(record, env))
                     except DamagedRecord:
                         continue
                     yield self._other(core.Session(env, lambda opened=opened: opened))
@@ -434,7 +435,7 @@ class _OfRequest(Visit):
             log.error("the lock of session %s is left to end: %s", self.core.sid, failure)
 
 
-_WRITTEN = (core.Status.CHANGED, core.Status.RENEWED)
+_WRITTEN = (Status.CHANGED, Status.RENEWED)
 
 
 def _page(after: str) -> Flow[list[Record]]:

@@ -13,18 +13,12 @@ import msgspec
 
 from sojourn.core import codec
 from sojourn.core.expiry import touch_interval_of
+from sojourn.core.opening import Opened
 from sojourn.core.operations import Changes, Kind
 from sojourn.core.record import Record
-from sojourn.core.session import (
-    TRANSITIONS,
-    Event,
-    Opened,
-    Session,
-    Status,
-    _bring_up_to_date,
-    _Held,
-    _Work,
-)
+from sojourn.core.session import Session
+from sojourn.core.status import TRANSITIONS, Event, Status
+from sojourn.core.work import Held, Work, bring_up_to_date
 from sojourn.errors import DamagedRecord, InvalidValue, StateMismatch
 from sojourn.web.components import Schema
 
@@ -72,7 +66,7 @@ class LiveSession(Session):
         done.cleared, done.head, done.login = work.cleared, work.head, work.login
         done.salt, done.sid, done.ends, done.notes = work.salt, work.sid, work.ends, work.notes
         # And here as if it were saved.
-        rest = _Work()
+        rest = Work()
         rest.handed, rest.states = work.handed, work.states
         if self._record is None:
             rest.sid, rest.salt = fork.sid, done.salt
@@ -145,7 +139,7 @@ class LiveSession(Session):
             if key not in pending and _encoded(cache[key]) == before:
                 unchanged[key] = before
                 del work.handed[key]
-        _bring_up_to_date(unchanged, cache, data)
+        bring_up_to_date(unchanged, cache, data)
         for key in list(kept):
             if key not in pending and key not in unchanged and key not in work.handed:
                 del kept[key]
@@ -162,7 +156,7 @@ class LiveSession(Session):
                 index.pop(key, None)
         self._index, self._body, self._cache = index, body, kept
 
-    def _refresh_state(self, held: _Held, index: dict[str, int | None], body: int) -> None:
+    def _refresh_state(self, held: Held, index: dict[str, int | None], body: int) -> None:
         """Let typed state or a component that was not changed here show what is stored now."""
         info = held.info
         packed = index.get(info.cls.key if isinstance(info.cls, Schema) else info.key)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from sojourn.core import ending, flows
+from sojourn.core import ending, flows, opening
 from sojourn.core.cookie import tokens_in
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client, Record
-from sojourn.core.session import Opened, Session
+from sojourn.core.session import Session
 from sojourn.core.token import Token
 from sojourn.drivers import run
 from sojourn.errors import ConfigurationError, Conflict, SojournError, StoreUnavailable
@@ -328,7 +329,7 @@ class Realm:
                 one.callback(result)
 
         try:
-            found = self.run(flows.open_session(tokens, self.sessions._env))
+            found = self.run(opening.open_session(tokens, self.sessions._env))
         except Exception:
             found = Failure()
         if isinstance(found, Deferred):
@@ -675,7 +676,7 @@ class Realm:
                 # Given back already, before the store had given it.
                 released = as_deferred(self.run(ending.release(live.sid, owner, env)))
                 return released.addCallback(lambda _: Failure(gone()))
-            return self.run(flows.open_session(_own(entry), env))
+            return self.run(opening.open_session(_own(entry), env))
 
         def looked(opened: Opened) -> Any:
             record = opened.record

@@ -18,8 +18,8 @@ from twisted.internet.error import ConnectionAborted
 from twisted.python.failure import Failure
 from twisted.web import http, server
 
+from sojourn.core.opening import Opened
 from sojourn.core.record import Client
-from sojourn.core.session import Opened
 from sojourn.errors import ConfigurationError, Conflict, SojournError, StoreUnavailable
 from sojourn.manager import Committed
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, failure_of, too_late

@@ -20,8 +20,8 @@ from twisted.internet.defer import Deferred
 from twisted.web import server
 
 from sojourn.core import codec
+from sojourn.core.opening import Opened
 from sojourn.core.rules import Environment
-from sojourn.core.session import Opened
 from sojourn.core.session import Session as CoreSession
 from sojourn.errors import ConfigurationError, InvalidValue, SessionEnded
 from sojourn.manager import Committed, SessionManager

@@ -20,7 +20,7 @@ from sojourn.web.headers import with_session
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["KEY", "Request", "SessionMiddleware"]
+__all__ = ["KEY", "Body", "Request", "SessionMiddleware"]
 
 KEY = "sojourn.session"
 """The key of the session in the WSGI environment."""
@@ -63,7 +63,7 @@ class SessionMiddleware:
                 request.finish()
             failed = request.send_head()
             return result if failed is None else failed
-        return _Body(request, result)
+        return Body(request, result)
 
 
 class Request:
@@ -199,12 +199,18 @@ class Request:
             log.error("%s: %s", self._path(), lost)
 
 
-class _Body:
+class Body:
     """A body that is produced bit by bit: the head goes with its first bytes."""
 
     __slots__ = ("_chunks", "_close", "_request")
 
-    def __init__(self, request: Request, result: Iterable[bytes]) -> None:
+    def __init__(self, request: Any, result: Iterable[bytes]) -> None:
+        """Watch a body.
+
+        Args:
+            request: a `Request`; or another one with `broke` and `finish`, whose head is `sent`.
+            result: the body.
+        """
         self._request = request
         self._chunks = iter(result)
         self._close = getattr(result, "close", None)
@@ -225,7 +231,7 @@ class _Body:
 
     def _first(self) -> bytes:
         """Let the application come to its first bytes, or to its end, then send the head."""
-        request = self._request
+        request: Request = self._request
         chunk = b""
         try:
             chunk = next((chunk for chunk in self._chunks if chunk), b"")

@@ -10,7 +10,6 @@ its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pyramid.response import FileIter
@@ -23,6 +22,7 @@ from sojourn.web.failure import NOT_COMMITTED, failure_of, too_late
 from sojourn.web.headers import with_session
 from sojourn.web.pyramid.old_cookie import OldCookie, Taken
 from sojourn.web.pyramid.session import Session
+from sojourn.web.wsgi import Body
 
 __all__ = ["Visit"]
 
@@ -41,6 +41,8 @@ class Visit:
     """The answer is one of ours, and nothing of what the request did is kept."""
     broken = False
     """What the request did is not to be kept, or there is nothing more to keep."""
+    sent = True
+    """What `Body` asks: the head is final before a body is watched."""
     _https = False
     _taken: Taken | None = None
     _last = False
@@ -100,7 +102,7 @@ class Visit:
             return
         self.response = response
         # Now, so that it runs after those of the application.
-        request.add_finished_callback(self.finish)
+        request.add_finished_callback(self.finished)
         session, status = self.session, response.status_int
         failure = None if session is None else session.failure
         if failure is not None and status >= 500 and not self.refused:
@@ -119,9 +121,9 @@ class Visit:
     def fail(self, request: Any) -> None:
         """Commit nevertheless what ended in an unhandled exception: a finished callback."""
         if self.response is None:
-            self.end()
+            self.finish()
 
-    def finish(self, request: Any) -> None:
+    def finished(self, request: Any) -> None:
         """Commit what was changed since, and watch the body: a finished callback."""
         response = self.response
         if not self.broken:
@@ -131,7 +133,7 @@ class Visit:
             if not self.broken and not _is_whole(response.app_iter, self.environ):
                 # To set a body takes the length away.
                 headers = list(response.headerlist)
-                response.app_iter = _Body(self, response.app_iter)
+                response.app_iter = Body(self, response.app_iter)
                 response.headerlist = headers
         self.response = None
 
@@ -188,10 +190,10 @@ class Visit:
     def broke(self) -> None:
         """Keep what was done nevertheless where the operator wants that; and no more later."""
         if not self.broken and self.sessions.commit_on_error:
-            self.end()
+            self.finish()
         self.broken = True
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Commit what was changed without a new head; a failure can only be logged."""
         session = self.session
         if self.broken or session is None or not session.loaded:
@@ -212,34 +214,3 @@ def _is_whole(body: Any, environ: dict[str, Any]) -> bool:
         return True
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(wrapper, type) and isinstance(body, wrapper)
-
-
-class _Body:
-    """A body that is produced bit by bit, while the session may be changed."""
-
-    __slots__ = ("_chunks", "_close", "_visit")
-
-    def __init__(self, visit: Visit, body: Iterable[bytes]) -> None:
-        self._visit = visit
-        self._chunks = iter(body)
-        self._close = getattr(body, "close", None)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            raise
-        except BaseException:
-            self._visit.broke()
-            raise
-
-    def close(self) -> None:
-        """Called by the server at the end, also when the client has gone."""
-        try:
-            if self._close is not None:
-                self._close()
-        finally:
-            self._visit.end()

@@ -18,34 +18,10 @@ from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock, RecordingStore
 from sojourn.web.twisted import SessionSite
 
+from ..kit import Answer as Answer
+
 LATER = object()
 """What a handler returns that answers later. (Twisted's own mark for that is the int 1.)"""
-
-Headers = list[tuple[str, str]]
-
-
-class Answer(msgspec.Struct):
-    """What a client got."""
-
-    status: int
-    headers: Headers
-    body: bytes = b""
-
-    def all(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name.lower()]
-
-    def one(self, name: str) -> str | None:
-        values = self.all(name)
-        assert len(values) < 2, values
-        return values[0] if values else None
-
-    @property
-    def token(self) -> str:
-        for line in self.all("Set-Cookie"):
-            name, _, rest = line.partition("=")
-            if name in ("id", "__Host-id"):
-                return rest.partition(";")[0]
-        return ""
 
 
 def parse(raw: bytes, *, head: bool = False) -> tuple[Answer, bytes]:

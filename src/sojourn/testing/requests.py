@@ -64,24 +64,15 @@ class Site:
 
     def served(self, flow: Flow[T]) -> Flow[T]:
         """Run a flow of the core as a driver does: run handlers, and wait for nothing."""
-        answer: Any = None
-        error: SojournError | None = None
-        while True:
-            try:
-                call = flow.send(answer) if error is None else flow.throw(error)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            answer = error = None
-            if type(call) is Pause:
-                continue
-            if type(call) is Tell:
-                self.handled.append((call.session.sid, call.reason, call.session.get("n")))
-                answer = []
-                continue
-            try:
-                answer = yield call
-            except SojournError as raised:
-                error = raised
+        return _answered(flow, self._serve)
+
+    def _serve(self, call: Call) -> Flow[Any]:
+        if type(call) is Pause:
+            return None
+        if type(call) is Tell:
+            self.handled.append((call.session.sid, call.reason, call.session.get("n")))
+            return []
+        return (yield call)
 
     def visit(self, token: Token | None, act: Act) -> Flow[flows.Committed]:
         """Make a request: open the session, let `act` use it, commit."""
@@ -165,30 +156,34 @@ class Point:
             Crash: the process that made the request is no more.
             StoreUnavailable: as the core passes it on.
         """
-        answer: Any = None
-        error: SojournError | None = None
         count = 0
-        while True:
-            try:
-                call = flow.send(answer) if error is None else flow.throw(error)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            answer = error = None
+
+        def answer(call: Call) -> Flow[Any]:
+            nonlocal count
             count += 1
-            here = count == self.number
-            self.met |= here
-            if here and self.fault is Fault.CRASH_BEFORE:
-                raise Crash(repr(self))
-            try:
+            if count != self.number:
+                return (yield call)
+            self.met = True
+            return (yield from self._happen(call))
+
+        return _answered(flow, answer)
+
+    def _happen(self, call: Call) -> Flow[Any]:
+        if self.fault is Fault.CRASH_BEFORE:
+            raise Crash(repr(self))
+        answer: Any = None
+        try:
+            answer = yield call
+            if self.fault in (Fault.LOST_REPLY, Fault.TWICE):
                 answer = yield call
-                if here and self.fault in (Fault.LOST_REPLY, Fault.TWICE):
-                    answer = yield call
-            except SojournError as raised:
-                error = raised
-            if here and self.fault is Fault.CRASH_AFTER:
-                raise Crash(repr(self))
-            if here and self.fault is Fault.UNAVAILABLE:
-                answer, error = None, StoreUnavailable(f"no answer: {self!r}")
+        except SojournError:
+            if self.fault not in (Fault.CRASH_AFTER, Fault.UNAVAILABLE):
+                raise
+        if self.fault is Fault.CRASH_AFTER:
+            raise Crash(repr(self))
+        if self.fault is Fault.UNAVAILABLE:
+            raise StoreUnavailable(f"no answer: {self!r}")
+        return answer
 
 
 def every_point(*faults: Fault, calls: int = 100) -> Iterator[Point]:
@@ -256,19 +251,27 @@ def _step(
 
 def recorded(flow: Flow[T], calls: list[Call]) -> Flow[T]:
     """Run a flow, and remember its calls."""
-    answer: Any = None
-    error: SojournError | None = None
-    while True:
-        try:
-            call = flow.send(answer) if error is None else flow.throw(error)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        answer = error = None
+
+    def keep(call: Call) -> Flow[Any]:
         calls.append(call)
-        try:
-            answer = yield call
-        except SojournError as raised:
-            error = raised
+        return (yield call)
+
+    return _answered(flow, keep)
+
+
+def _answered(flow: Flow[T], answer: Callable[[Call], Flow[Any]]) -> Flow[T]:
+    """Run a flow; another one finds the answer to each of its calls."""
+    try:
+        call = next(flow)
+        while True:
+            try:
+                found = yield from answer(call)
+            except SojournError as error:
+                call = flow.throw(error)
+            else:
+                call = flow.send(found)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
 
 
 def sids(records: Iterable[Record]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sojourn.cli.commands import cli
+from sojourn.core.calls import Flow
 from sojourn.core.record import ENDED, Ended
 from sojourn.stores import open_store, phases
 from sojourn.testing import new_record
@@ -69,6 +70,32 @@ def test_from_the_first_phase_to_the_last(urls: tuple[str, str]) -> None:
     assert no_way.exit_code == 1
     assert "has missed what happened since" in no_way.output
     assert open_store(urls[1]).count(None, ENDED) == 10
+
+
+def test_the_last_step_is_asked_for_though_the_phase_before_it_passed_meanwhile(
+    urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may end the switch between the look at the phase and the step."""
+    move("advance", *urls)
+    switching = phases.settle
+    monkeypatch.setattr(phases, "settle", lambda *_: (_ for _ in ()))
+    move("advance", *urls)
+    monkeypatch.setattr(phases, "settle", switching)
+    assert "Phase: switching" in move("status", *urls).output
+    look = phases.state
+
+    def state() -> Flow[phases.State]:
+        seen = yield from look()
+        yield from phases.settle(*(yield from phases.current()))
+        return seen
+
+    monkeypatch.setattr(phases, "state", state)
+    done = move("advance", *urls)
+    monkeypatch.setattr(phases, "state", look)
+
+    assert done.exit_code == 1
+    assert "changed by somebody else meanwhile" in done.output
+    assert "Phase: new leads." in move("status", *urls).output
 
 
 def test_back(urls: tuple[str, str]) -> None:

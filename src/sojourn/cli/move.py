@@ -67,8 +67,9 @@ def advance(old: str, new: str, yes: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     with speaking(), opened(old, new) as stores:
         before = run(phases.state(), stores)
+        final = yes
         if before.phase == "new leads" and not yes:
-            click.confirm(
+            final = click.confirm(
                 "From here on the old store misses what happens, and no step leads back. Go on?",
                 abort=True,
             )
@@ -78,7 +79,7 @@ def advance(old: str, new: str, yes: bool) -> None:
                 stack.close()
                 return stack.enter_context(bar(console, what, run(count(OLD), stores)))
 
-            passes = run(phases.advance(told), stores)
+            passes = run(phases.advance(told, final=final), stores)
         if passes:
             first, last = passes[0], passes[-1]
             console.print(

@@ -321,7 +321,7 @@ def state() -> Flow[State]:
 
 
 def advance(
-    told: Callable[[str], Report], clock: Callable[[], float] = time.time
+    told: Callable[[str], Report], clock: Callable[[], float] = time.time, final: bool = True
 ) -> Flow[list[Filled]]:
     """Take one step forward; returns what was brought over, if it was that step.
 
@@ -330,6 +330,7 @@ def advance(
     Args:
         told: called with what begins; returns what is told how far it has come.
         clock: for the times in the mark.
+        final: whether it may be the step from which none leads back.
 
     Raises:
         ConfigurationError: the move is over, or the new store is not fit for it.
@@ -352,6 +353,8 @@ def advance(
         yield Pause(PATIENCE)
         yield from settle(version, mark, clock)
     elif mark.phase == NEW_LEADS:
+        if not final:
+            raise Conflict(_CONFLICT)
         yield from _go(version, msgspec.structs.replace(mark, phase=ONLY_NEW), clock)
         # When this returns, nobody writes to the old store any more.
         yield Pause(PATIENCE)

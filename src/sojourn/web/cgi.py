@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
@@ -31,6 +32,8 @@ __all__ = ["cgi_session"]
 
 _HELD = 64 * 1024
 _OK = "200 OK"
+_HEADER = re.compile(r"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:([^\x00-\x08\n-\x1f\x7f]*)\r?")
+"""A line of a head: RFC 9110, section 5.5, and no more of it than a server may be handed on."""
 
 
 @contextlib.contextmanager
@@ -140,14 +143,16 @@ class _Answer(io.RawIOBase):
     def _take(self, raw: bytes) -> None:
         self._head = None
         status, headers = "", []
-        for line in raw.decode("latin-1").splitlines():
-            name, colon, value = line.partition(":")
-            name, value = name.strip(), value.strip()
-            if not colon or not name or " " in name:
+        # Not `splitlines`: it takes characters for ends of lines that are some of a value.
+        lines = raw.decode("latin-1").rstrip("\r\n")
+        for line in lines.split("\n") if lines else ():
+            header = _HEADER.fullmatch(line)
+            if header is None:
                 raise ConfigurationError(
                     f"the script printed {line[:80]!r} where its head belongs; a header is "
-                    "'Name: value', and an empty line ends the head"
+                    "'Name: value' without control characters, and an empty line ends the head"
                 )
+            name, value = header[1], header[2].strip(" \t")
             if name.lower() == "status":
                 status = value
             else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python.failure import Failure
 from twisted.web import twcgi
 
+from sojourn.web.twisted._log import log
 from sojourn.web.twisted.driver import as_deferred
 from sojourn.web.twisted.request import DurableRequest
 
@@ -40,6 +41,11 @@ class _Script:
         """Write the session, then run the child with its cookie."""
         run = super().runProcess  # type: ignore[misc]
         qargs = list(qargs)
+        if request.isSecure():
+            # The stock one does not tell; the child would look for the cookie of http.
+            env["HTTPS"] = "on"
+        else:
+            env.pop("HTTPS", None)
         if not isinstance(request, DurableRequest) or not request._entries:
             run(env, request, qargs)
             return
@@ -61,7 +67,15 @@ def _child_of(request: Any, env: dict[Any, Any], run: Callable[[], object]) -> N
     except Exception:
         failed(Failure())
         return
-    committing.addCallbacks(committed, failed)
+    # A program that cannot be started is an error of the page, as it is without a session.
+    committing.addCallbacks(committed, failed).addErrback(_failed, request)
+
+
+def _failed(failure: Failure, request: Any) -> None:
+    if request._disconnected:
+        log.failure("{uri}: the script could not be started", failure, uri=request.uri)
+    else:
+        request.processingFailed(failure)
 
 
 def _give_cookies(request: Any, env: dict[Any, Any], told: dict[bool, Committed]) -> None:

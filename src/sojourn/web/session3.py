@@ -15,7 +15,8 @@ import pickle
 import re
 import stat
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from sojourn.core.adopting import token_of
@@ -55,6 +56,11 @@ MAX_PARTS = 1_000_000
 MAX_DEPTH = 200
 MAX_BITS = 1024
 """Of an integer. To write out or to convert a longer one can take hours."""
+MAX_LOOKS = 50_000_000
+"""At keys and members that are there when one is added: so many for a set of 10,000 numbers, if all
+of them have one hash. What is hashed with the secret of this process, a text, costs nothing."""
+MAX_KEY = 200
+"""Values in one key or member. A tuple in a tuple in a tuple is hashed anew each time."""
 _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _OPEN |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
@@ -240,9 +246,56 @@ class _Decimal:
     """Stands for `decimal.Decimal`, which would also take what needs hours to convert."""
 
     def __new__(cls, text: object) -> Any:
-        if type(text) is not str:
-            raise ValueError("a Decimal is made of a str")
+        if type(text) is not str or len(text) > MAX_BITS:
+            raise ValueError(f"a Decimal is made of a str of {MAX_BITS:,} characters at most")
         return decimal.Decimal(text)
+
+
+class _Looks:
+    """Counts what it may cost to look for keys whose hashes a file can choose."""
+
+    def __init__(self) -> None:
+        self._left = MAX_LOOKS
+
+    def spend(self, there: int, keys: Iterable[Any]) -> None:
+        """Count for keys, or members of a set, that are added to so many.
+
+        Raises:
+            ValueError: it is too much, or one of them is too large.
+        """
+        for there, key in enumerate(keys, there + 1):  # noqa: B020
+            if type(key) is not str and type(key) is not bytes:
+                self._left -= there * (MAX_KEY - _walked(key, MAX_KEY))
+                if self._left < 0:
+                    raise ValueError("it has too many keys or members that are no text")
+
+
+def _walked(key: Any, left: int) -> int:
+    """Return what is left of so many values after those of a key."""
+    left -= 1
+    if left < 0:
+        raise ValueError(f"a key or member of a set holds more than {MAX_KEY} values")
+    kind = type(key)
+    if kind is uuid.UUID:
+        return _walked(key.int, left)
+    if kind is tuple or kind is frozenset:
+        for one in key:
+            left = _walked(one, left)
+    elif kind is int and key.bit_length() > MAX_BITS:
+        raise ValueError(f"a key is an integer of more than {MAX_BITS:,} bits")
+    return left
+
+
+class _Memo(dict[Any, Any]):
+    """What a pickle has numbered. The numbers are texts here, as their hashes cannot be chosen."""
+
+    def __setitem__(self, number: int, value: Any) -> None:
+        if len(self) > MAX_PARTS:
+            raise ValueError(f"it makes more than {MAX_PARTS:,} values")
+        super().__setitem__(str(number), value)
+
+    def __getitem__(self, number: int) -> Any:
+        return super().__getitem__(str(number))
 
 
 _PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
@@ -253,6 +306,8 @@ _PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     ("datetime", "timezone"): datetime.timezone,
     ("decimal", "Decimal"): _Decimal,
     ("uuid", "UUID"): uuid.UUID,
+}
+_FILLED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
@@ -272,7 +327,17 @@ _NEEDED = """
 """
 
 
+_MAKING = "MARK TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST EMPTY_DICT EMPTY_SET"
+
 _run: dict[int, Callable[..., None]] = pickle._Unpickler.dispatch
+
+
+def _counted(run: Callable[..., None]) -> Callable[..., None]:
+    def counted(self: _Unpickler) -> None:
+        self._spend(())
+        run(self)
+
+    return counted
 
 
 class _Unpickler(pickle._Unpickler):
@@ -285,14 +350,18 @@ class _Unpickler(pickle._Unpickler):
         code: _run[code] for code in (getattr(pickle, name)[0] for name in _NEEDED.split())
     }
     stack: list[Any]
+    metastack: list[list[Any]]
 
     def __init__(self, data: bytes, allowed: Collection[str]) -> None:
         super().__init__(io.BytesIO(data))
+        self.memo = _Memo()
         self._allowed = allowed
         self._left = MAX_PARTS
+        self._looks = _Looks()
+        self._named: dict[tuple[str, str], Any] = {}
 
     def _spend(self, arguments: Any) -> None:
-        """Count what a call may copy: three bytes of a pickle can copy a list of a million.
+        """Count what is made, and copied: one byte can make a set, three copy a list of a million.
 
         Raises:
             ValueError: it is too much.
@@ -317,13 +386,65 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError("it has attributes for what has none")
         _run[pickle.BUILD[0]](self)
 
-    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _newobj, pickle.BUILD[0]: _build}
+    # After a mark, what is added is the stack, and what it is added to is on the one below.
+
+    def _setitem(self) -> None:
+        self._looks.spend(len(self.stack[-3]), self.stack[-2:-1])
+        _run[pickle.SETITEM[0]](self)
+
+    def _setitems(self) -> None:
+        self._looks.spend(len(self.metastack[-1][-1]), self.stack[::2])
+        _run[pickle.SETITEMS[0]](self)
+
+    def _dict(self) -> None:
+        self._spend(())
+        self._looks.spend(0, self.stack[::2])
+        _run[pickle.DICT[0]](self)
+
+    def _additems(self) -> None:
+        self._looks.spend(len(self.metastack[-1][-1]), self.stack)
+        _run[pickle.ADDITEMS[0]](self)
+
+    def _frozenset(self) -> None:
+        self._spend(())
+        self._looks.spend(0, self.stack)
+        _run[pickle.FROZENSET[0]](self)
+
+    dispatch |= {
+        getattr(pickle, name)[0]: _counted(_run[getattr(pickle, name)[0]])
+        for name in _MAKING.split()
+    }
+    dispatch |= {
+        pickle.REDUCE[0]: _reduce,
+        pickle.NEWOBJ[0]: _newobj,
+        pickle.BUILD[0]: _build,
+        pickle.SETITEM[0]: _setitem,
+        pickle.SETITEMS[0]: _setitems,
+        pickle.DICT[0]: _dict,
+        pickle.ADDITEMS[0]: _additems,
+        pickle.FROZENSET[0]: _frozenset,
+    }
+
+    def _filled(self, kind: Any, items: Any = ()) -> Any:
+        """Return a set, a frozenset or a dict of what it was called with."""
+        if type(items) not in (list, tuple):
+            raise ValueError(f"a {kind.__name__} is made of a list")
+        self._looks.spend(0, [key for key, _ in items] if kind is dict else items)
+        return kind(items)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a stand-in, or a plain type; imports nothing."""
+        """Return a stand-in, or a plain type; imports nothing, and makes one of each."""
+        found = self._named.get((module, name))
+        if found is None:
+            found = self._named[module, name] = self._stand_in(module, name)
+        return found
+
+    def _stand_in(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in self._allowed:
             return type("_Stand_in", (_Object,), {"name": full})
+        if (module, name) in _FILLED:
+            return partial(self._filled, _FILLED[module, name])
         plain = _PLAIN.get((module, name))
         if plain is None:
             raise Refused(full)
@@ -335,6 +456,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.left = MAX_PARTS
+        self.looks = _Looks()
         # One text can be in a pickle once and in the session a million times.
         self.size = MAX_FILE
 
@@ -361,6 +483,8 @@ class _Parts:
         if kind is uuid.UUID:
             return uuid.UUID(int=value.int)
         depth -= 1
+        if kind in (dict, set, frozenset):
+            self.looks.spend(0, value)
         if kind is dict:
             return {self.plain(key, depth): self.plain(one, depth) for key, one in value.items()}
         if kind in (list, tuple, set, frozenset):

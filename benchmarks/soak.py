@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 from benchmarks.campaigns.crew import Crew, crew
 from benchmarks.campaigns.failover import shown
 from benchmarks.campaigns.history import check
-from benchmarks.campaigns.places import Missing, Place, place
+from benchmarks.campaigns.places import Missing, Place, extended, place
 from sojourn.testing.proxy import Proxy
 
 __all__ = ["main", "soak"]
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--store",
         action="append",
-        help=f"one of {', '.join(STORES)}, whose servers are started here; or a URL on this host",
+        help=f"one of {', '.join(STORES)}, whose servers are started here, and after that perhaps "
+        "a query for its URL (redis?near=5); or a URL on this host",
     )
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=None)
@@ -81,7 +82,7 @@ def soak(store: str, seconds: float, workers: int, seed: int) -> dict[str, Any]:
         proxy, url = None, at.url
         if at.port:
             proxy = stack.enter_context(Proxy(at.port))
-            url = f"{at.url.replace(f':{at.port}', f':{proxy.port}')}?timeout=1"
+            url = extended(at.url.replace(f":{at.port}", f":{proxy.port}"), "timeout=1")
         done: Counter[str] = Counter()
         with crew(url, folder, workers, seed) as running:
             faults = dict(_faults(at, running, proxy))
@@ -106,7 +107,7 @@ def soak(store: str, seconds: float, workers: int, seed: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _place(store: str) -> Iterator[Place]:
-    if store in STORES:
+    if store.partition("?")[0] in STORES:
         with place(store) as at:
             yield at
         return

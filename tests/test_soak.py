@@ -16,10 +16,12 @@ import pytest
 pytest.importorskip("apsw")
 
 from benchmarks.campaigns.history import Report, check, read
+from benchmarks.campaigns.places import place
 from benchmarks.campaigns.worker import Worker
 from benchmarks.soak import main
 from sojourn.core import codec
 from sojourn.core.record import ENDED, ENDING, LIVE, Ended, Record
+from sojourn.errors import ConfigurationError
 from sojourn.stores import open_store
 from sojourn.stores.base import Store
 from sojourn.testing import next_version
@@ -65,6 +67,27 @@ def test_campaigns_in_small(name: str) -> None:
 
     assert [report["campaign"] for report in reports] == [name]
     assert all(report["passed"] for report in reports)
+
+
+@pytest.mark.slow
+def test_another_seed_and_a_query() -> None:
+    """Both reach the campaign, and what is run is said."""
+    (report,) = run(
+        *("benchmarks.campaigns", "races", "--scale", "0.005", "--seed", "9"),
+        *("--store", "sqlite?synchronous=full"),
+    )
+
+    assert (report["passed"], report["seed"]) == (True, 9)
+    assert "its URL says synchronous=full" in report["about"]
+
+
+def test_the_query_reaches_the_store() -> None:
+    """A store that is opened by that URL has the setting."""
+    with place("sqlite?synchronous=full") as at:
+        assert at.url.endswith("/sessions.db?synchronous=full")
+        open_store(at.url).close()
+    with place("sqlite?synchronous=odd") as at, pytest.raises(ConfigurationError):
+        open_store(at.url)
 
 
 def test_no_other_host() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -63,6 +64,16 @@ CAMPAIGNS: dict[str, tuple[str, str, dict[str, int]]] = {
         "the same, where the replica heard nothing for half a second before",
         {"sentinel": 5, "cluster": 5},
     ),
+    "moves": (
+        "moves:moves",
+        "moves to another store under load, with kill -9 of all that takes part",
+        {
+            "sqlite-postgresql": 5,
+            "redis-postgresql": 5,
+            "sqlite-mariadb": 5,
+            "redis-mariadb": 5,
+        },
+    ),
 }
 """By name: the function, what is counted, and how much of it on each store."""
 
@@ -77,8 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", default=[*CAMPAIGNS], metavar="campaign")
-    parser.add_argument("--store", action="append", help="only this one; may be given again")
+    parser.add_argument(
+        "--store",
+        action="append",
+        help="only this one; may be given again, and have a query for its URL: redis?near=5",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full counts")
+    parser.add_argument("--seed", type=int, default=1, help="of what is left to chance")
     asked = parser.parse_args(arguments)
     unknown = set(asked.names) - set(CAMPAIGNS)
     if unknown:
@@ -87,14 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in asked.names:
         where, _, counts = CAMPAIGNS[name]
         module, _, function = where.partition(":")
-        run: Callable[[str, int], dict[str, Any]] = getattr(
+        run: Callable[..., dict[str, Any]] = getattr(
             importlib.import_module(f"benchmarks.campaigns.{module}"), function
         )
-        for store, count in counts.items():
-            if asked.store and store not in asked.store:
+        seed = {"seed": asked.seed} if "seed" in inspect.signature(run).parameters else {}
+        for store in asked.store or counts:
+            if store.partition("?")[0] not in counts:
                 continue
+            count = counts[store.partition("?")[0]]
             try:
-                report = run(store, max(1, round(count * asked.scale)))
+                report = run(store, max(1, round(count * asked.scale)), **seed)
             except Missing as reason:
                 report = {"store": store, "not run": str(reason)}
             except AssertionError as fault:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.campaigns.crew import crew
 from benchmarks.campaigns.history import Report, check, read
-from benchmarks.campaigns.places import Place, place
+from benchmarks.campaigns.places import Place, extended, place
 
 __all__ = ["fail_over", "kill_servers", "shown"]
 
@@ -48,7 +48,7 @@ def fail_over(
     """
     with place(kind) as at, tempfile.TemporaryDirectory(prefix="sojourn-") as folder:
         began = time.monotonic()
-        url = f"{at.url}?wait=1"
+        url = extended(at.url, "wait=1")
         kills = _kill_again_and_again(at, url, Path(folder), count, workers, seed, 5.0, lag)
         report = check(Path(folder), url, loses=True)
         found = shown(report)
@@ -62,7 +62,7 @@ def fail_over(
         found["missed by an end of all"] = report.missed
         # WAIT was asked for, so no end is among what may be lost.
         found["passed"] = found["passed"] and report.risen == 0 and not stray
-        if kind == "sentinel":
+        if at.kind == "sentinel":
             # In a cluster the other shards go on, so there it says nothing.
             longest = max(changed - kill for kill, changed in kills)
             found["seconds without a change, at most"] = round(longest, 1)
@@ -78,9 +78,9 @@ def fail_over(
         }
 
 
-def fail_over_behind(kind: str, count: int = 5) -> dict[str, Any]:
+def fail_over_behind(kind: str, count: int = 5, seed: int = 1) -> dict[str, Any]:
     """Kill primaries whose replica has missed half a second."""
-    return fail_over(kind, count, lag=0.5)
+    return fail_over(kind, count, lag=0.5, seed=seed)
 
 
 def _kill_again_and_again(

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.servers import entered, helpers
 from benchmarks.subjects import Missing
 
-__all__ = ["KINDS", "Missing", "Place", "place"]
+__all__ = ["KINDS", "Missing", "Place", "extended", "place"]
 
 
 @dataclass
@@ -45,9 +45,22 @@ class Place:
 
 @contextlib.contextmanager
 def place(kind: str) -> Iterator[Place]:
-    """Make one, and tidy up after it. Raises `Missing` where its server is not installed."""
+    """Make one, and tidy up after it. Raises `Missing` where its server is not installed.
+
+    After the kind, its URL may get a query: `redis?near=5`.
+    """
+    name, _, query = kind.partition("?")
     with contextlib.ExitStack() as stack:
-        yield KINDS[kind](stack)
+        at = KINDS[name](stack)
+        if query:
+            at.url = extended(at.url, query)
+            at.about += f"; its URL says {query}"
+        yield at
+
+
+def extended(url: str, query: str) -> str:
+    """Return a URL with more in its query."""
+    return f"{url}{'&' if '?' in url else '?'}{query}"
 
 
 def _folder(stack: contextlib.ExitStack) -> Path:

@@ -39,10 +39,10 @@ WORKER = Path(__file__).with_name("moving_worker.py")
 class Workers:
     """Processes that use the sessions; each has a log of its own."""
 
-    def __init__(self, url: str, folder: Path, number: int) -> None:
-        self.url, self.folder = url, folder
+    def __init__(self, url: str, folder: Path, number: int, seed: int = 11) -> None:
+        self.url, self.folder, self.seed = url, folder, seed
         self.started = 0
-        self.chance = random.Random(11)
+        self.chance = random.Random(seed)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.kills = 0
         for _ in range(number):
@@ -51,7 +51,8 @@ class Workers:
     def start(self) -> None:
         self.started += 1
         log = self.folder / f"{self.started}.log"
-        command = [sys.executable, WORKER, self.url, log, self.folder / "shared", self.started]
+        seed = 1000 * self.seed + self.started
+        command = [sys.executable, WORKER, self.url, log, self.folder / "shared", seed]
         self.processes.append(subprocess.Popen([str(one) for one in command]))
 
     def kill_one(self) -> None:

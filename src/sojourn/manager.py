@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
-from sojourn.core import adopting, ending, flows, opening
+from sojourn.core import adopting, ending, flows
 from sojourn.core.calls import Count, Flow
-from sojourn.core.cookie import CookieSettings, find, only_token, tokens_in
+from sojourn.core.cookie import CookieSettings, find, tokens_in
 from sojourn.core.ending import Swept
 from sojourn.core.expiry import NIST_800_63B_4_AAL2, Expiry, seconds
-from sojourn.core.opening import Opened
+from sojourn.core.opening import Opened, judge, open_session
 from sojourn.core.record import Client, Record
 from sojourn.core.rules import Environment, Rules
 from sojourn.core.sealing import Sealer
@@ -261,6 +261,8 @@ class SessionManager:
         )
         self._lock = threading.Lock()
         self._store: Store | None = None
+        # The store, where nothing else is to be asked before its `load`.
+        self._direct: Store | None = None
         self._astore: AsyncStore | None = None
         self._damage_seen: set[str] = set()
 
@@ -311,15 +313,19 @@ class SessionManager:
             if self._store is None:
                 given = self._given
                 if isinstance(given, str):
-                    self._store = open_store(given)
+                    self._keep(open_store(given))
                 elif inspect.iscoroutinefunction(given.load):
                     raise ConfigurationError(
                         f"{type(given).__name__} is an asynchronous store, and this code is "
                         "blocking; give SessionManager the URL, or a blocking store"
                     )
                 else:
-                    self._store = given  # type: ignore[assignment]
+                    self._keep(given)  # type: ignore[arg-type]
             return self._store  # type: ignore[return-value]
+
+    def _keep(self, store: Store) -> None:
+        self._store = store
+        self._direct = None if store.promises.stale else store
 
     @property
     def astore(self) -> AsyncStore:
@@ -339,12 +345,12 @@ class SessionManager:
                 elif isinstance(given, str):
                     self._astore = open_async_store(given)
                     if isinstance(self._astore, ThreadedStore):
-                        self._store = self._astore.store
+                        self._keep(self._astore.store)
                 elif inspect.iscoroutinefunction(given.load):
                     self._astore = given  # type: ignore[assignment]
                 else:
-                    self._store = given  # type: ignore[assignment]
-                    self._astore = ThreadedStore(self._store)  # type: ignore[arg-type]
+                    self._keep(given)  # type: ignore[arg-type]
+                    self._astore = ThreadedStore(given)  # type: ignore[arg-type]
             return self._astore  # type: ignore[return-value]
 
     def run(self, flow: Flow[T]) -> T:
@@ -415,16 +421,17 @@ class SessionManager:
             StoreUnavailable: unless such requests are to go on.
         """
         env = self._env
-        token = only_token(cookie, self.cookie.start_for[https])
+        token = self.cookie.quick_look_for[https](cookie)
         if token is not None:
             # The ordinary case of `open_session`, without the cost of a flow. Where the store
             # has anything to say but an answer, the flow and its driver know what to do.
             try:
-                store = self._store
-                if store is None:
-                    store = self._open_store()
-                if not store.promises.stale:
-                    return opening.judge(store.load(token.sid), token, env.clock(), env)
+                store = self._direct
+                if store is None and self._store is None:
+                    self._open_store()
+                    store = self._direct
+                if store is not None:
+                    return judge(store.load(token.sid), token, env.clock(), env)
             except StoreUnavailable as error:
                 if not error.transient:
                     # It has waited as long as it may; nobody is to wait that long again.
@@ -435,7 +442,7 @@ class SessionManager:
         if not tokens:
             return Opened(env.clock())
         try:
-            return self.run(opening.open_session(tokens, env))
+            return self.run(open_session(tokens, env))
         except StoreUnavailable as error:
             return self._without(error)
 
@@ -507,7 +514,7 @@ class SessionManager:
         env = self._env
         tokens = tokens_in(cookie, self.cookie.name_for[https])
         try:
-            opened = await arun(opening.open_session(tokens, env), self.astore)
+            opened = await arun(open_session(tokens, env), self.astore)
         except StoreUnavailable as error:
             failure = error
             return Session(env, lambda: self._without(failure), client)
@@ -544,7 +551,7 @@ class SessionManager:
         store: CookieStore = self.store  # type: ignore[assignment]
         jar = store.jar(find(cookie, name), name)
         box.append(jar)
-        return run(opening.open_session(jar.tokens, self._env), jar)
+        return run(open_session(jar.tokens, self._env), jar)
 
     def _commit_carried(self, session: Any, late: bool) -> Committed:
         jar: CookieJar = session.box[0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sojourn.core.cookie import MAX_HEADER, CookieSettings, find, only_token, tokens_in
+from sojourn.core.cookie import MAX_HEADER, CookieSettings, find, quick_look, tokens_in
 from sojourn.core.token import Token, new_secret, new_sid
 from sojourn.errors import ConfigurationError
 
@@ -135,7 +135,7 @@ def test_a19_junk_costs_linear_time(junk: str) -> None:
 
     for name in (NAME, "i"):
         assert tokens_in(junk[:MAX_HEADER], name) == []
-        assert only_token(junk[:MAX_HEADER], f"{name}=") is None
+        assert quick_look(name)(junk[:MAX_HEADER]) is None
 
     assert time.process_time() - start < 0.05
 
@@ -146,9 +146,9 @@ def test_a19_a_header_too_long() -> None:
     fits = cookie + "; a=" + "b" * (MAX_HEADER - len(cookie) - 4)
 
     assert len(fits) == MAX_HEADER
-    assert only_token(fits, f"{NAME}=") == TOKEN
+    assert quick_look(NAME)(fits) == TOKEN
     assert tokens_in(fits, NAME) == [TOKEN]
-    assert only_token(fits + "b", f"{NAME}=") is None
+    assert quick_look(NAME)(fits + "b") is None
     assert tokens_in(fits + "b", NAME) == []
 
 
@@ -177,7 +177,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_the_short_cut_agrees(header: str) -> None:
     """Where the quick look finds a token, the thorough one finds that token and no other."""
-    quick = only_token(header, f"{NAME}=")
+    quick = quick_look(NAME)(header)
 
     assert quick is None or tokens_in(header, NAME) == [quick]
 

@@ -7,11 +7,14 @@ else a parser accepts is another spelling of the name for an attacker to use.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from sojourn.core.expiry import MAX_COOKIE_AGE
-from sojourn.core.token import Token, match_token_at_start, parse_token
+from sojourn.core.token import TOKEN_PATTERN, Token, parse_token
 from sojourn.errors import ConfigurationError
 
-__all__ = ["MAX_HEADER", "CookieSettings", "find", "only_token", "tokens_in"]
+__all__ = ["MAX_HEADER", "CookieSettings", "find", "quick_look", "tokens_in"]
 
 MAX_HEADER = 64 * 1024
 """A longer Cookie header holds no session cookie for us, whatever is in it."""
@@ -41,21 +44,23 @@ def find(header: str, name: str) -> list[str]:
     return list(found)
 
 
-def only_token(header: str, start: str) -> Token | None:
-    """Return the token of the ordinary case: one such cookie, spelt as browsers spell it.
+def quick_look(name: str) -> Callable[[str], Token | None]:
+    """Return what finds the token in a Cookie header in the ordinary case.
 
-    None means nothing yet: `tokens_in` knows all cases.
-
-    Args:
-        header: the Cookie header.
-        start: the cookie's name and "=".
+    That is one cookie of the name, spelt as browsers spell it. Its None means nothing yet:
+    `tokens_in` knows all cases.
     """
-    before, _, rest = header.partition(start)
-    # The token must be the whole value, and no other cookie of the name may follow.
-    if (before and before[-2:] != "; ") or start in rest or len(header) > MAX_HEADER:
-        return None
-    found = match_token_at_start(rest)
-    return None if found is None else Token(*found.groups())
+    start = name + "="
+    search = re.compile(rf"(?:\A|; ){re.escape(start)}{TOKEN_PATTERN}(?=;|\Z)").search
+
+    def look(header: str) -> Token | None:
+        found = search(header)
+        # The name may stand nowhere else: another cookie would have to be looked at too.
+        if found is None or header.count(start) != 1 or len(header) > MAX_HEADER:
+            return None
+        return Token(*found.groups())
+
+    return look
 
 
 def tokens_in(header: str, name: str) -> list[Token]:
@@ -66,7 +71,16 @@ def tokens_in(header: str, name: str) -> list[Token]:
 class CookieSettings:
     """Name and attributes of the session cookie; both forms (http and https) made once."""
 
-    __slots__ = ("_clear", "_tail", "domain", "name_for", "names", "path", "secure", "start_for")
+    __slots__ = (
+        "_clear",
+        "_tail",
+        "domain",
+        "name_for",
+        "names",
+        "path",
+        "quick_look_for",
+        "secure",
+    )
 
     def __init__(
         self,
@@ -118,7 +132,7 @@ class CookieSettings:
         self.names = (name, prefix + name)
         # By whether the request came by https.
         self.name_for = tuple(self.names[self.is_secure(https)] for https in (False, True))
-        self.start_for = tuple(f"{name}=" for name in self.name_for)
+        self.quick_look_for = tuple(quick_look(name) for name in self.name_for)
         tail = f"; Path={path}; HttpOnly; SameSite={samesite}"
         if domain is not None:
             tail += f"; Domain={domain}"

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _NEW, _UNCHANGED, _WRITE = Status.NEW, Status.UNCHANGED, Event.WRITE
 
 _NOBODY = Client()
+_IMMUTABLE = codec.IMMUTABLE
 _CLAIMS = "\0claims"
 _FLASH = "\0f:"
 _KEYS = "a key must be a str that does not begin with NUL and holds no lone surrogates"
@@ -91,28 +92,22 @@ class Session(MutableMapping[str, Any]):
         self._owed: Any = None
         self.__class__ = self._lazy
 
-    # Slots are filled when they are first asked for, which makes "was the session looked at" and
-    # "was it used" facts that no method can forget to note. That is done by a class below each:
-    # a `__getattr__` makes all attributes slower, so an object has it only while it needs it.
+    # The record, and the values in it, are found when they are first asked for. That makes "was the
+    # session looked at" and "was it used" facts that no method can forget to note. It is done by
+    # two classes below each, in which what is not there yet is a property that finds it: an object
+    # has the one that fits its state. (A `__getattr__` would make all attributes slower.)
 
-    _class: ClassVar[type[Session]]
-    """The class itself."""
     _lazy: ClassVar[type[Session]]
-    """The same with slots that fill themselves."""
+    """The class of one whose record was not looked for yet."""
+    _found: ClassVar[type[Session]]
+    """The class of one whose values were not read yet."""
+    _read: ClassVar[type[Session]]
+    """The class itself."""
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
+    def __init_subclass__(cls, *, stage: bool = False, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "__getattr__" not in cls.__dict__:
-            _make_lazy(cls)
-
-    def _fill(self, name: str) -> Any:
-        if name not in _LAZY:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if self._load is not None:
-            self._find()
-        if name in _OF_MAPPING:
-            self._use()
-        return getattr(self, name)
+        if not stage:
+            _make_stages(cls)
 
     def _find(self) -> None:
         """Find the record: the first look at the session."""
@@ -124,6 +119,11 @@ class Session(MutableMapping[str, Any]):
         except StoreUnavailable as error:
             self._failure = error
             raise
+        self._stand(opened)
+
+    def _stand(self, opened: Opened) -> None:
+        """Stand for what was found."""
+        self.__class__ = self._found
         self._load = None
         self._opened = opened
         # `_begin`, written out: this is done for every request.
@@ -136,14 +136,14 @@ class Session(MutableMapping[str, Any]):
             self._working().notes.extend(opened.notes)
 
     def _use(self) -> None:
-        """Find the values: the first use of the mapping, which also is what counts as a use."""
+        """Read the values: the first use of the mapping, which also is what counts as a use."""
+        self.__class__ = self._read
         self._active = True
         self._cache = {}
         try:
             self._index, self._body = decode_index(self._data)
         except DamagedRecord as error:
             self._give_up(error)
-        self.__class__ = self._class
 
     def _begin(self, record: Record | None, data: bytes) -> None:
         """Stand at the beginning for a record, or for a new session."""
@@ -170,6 +170,7 @@ class Session(MutableMapping[str, Any]):
         return work
 
     def _forget_values(self) -> None:
+        self.__class__ = self._read
         self._cache = {}
         self._index = {}
         self._active = True
@@ -325,7 +326,18 @@ class Session(MutableMapping[str, Any]):
             if isinstance(key, type):
                 return self._state(key)
             raise KeyError(key)
-        return self._decode(key, packed)
+        start = self._body + (packed >> 32)
+        raw = self._data[start : start + (packed & 0xFFFFFFFF)]
+        try:
+            value = decode_value(raw)
+        except DamagedRecord as error:
+            self._give_up(error)
+            raise KeyError(key) from None
+        cache[key] = value
+        if type(value) not in _IMMUTABLE:
+            # To be watched: it can be changed in place.
+            self._working().handed[key] = raw
+        return value
 
     @overload
     def __setitem__(self, key: str, value: Any) -> None: ...
@@ -640,15 +652,14 @@ class Session(MutableMapping[str, Any]):
         cache = self._cache if active else {}
         for key, steps in changes.steps.items():
             last = steps[-1]
-            if last.kind == Kind.SET and type(cache[key]) not in codec.IMMUTABLE:
+            if last.kind == Kind.SET and type(cache[key]) not in _IMMUTABLE:
                 values[key] = last.value
             elif last.kind == Kind.STATE:
                 states[key].loaded = states[key].before = last.value[1]
         self._begin(record, data)
         if active:
             # To be read again on the next use, if there is one.
-            del self._index, self._cache
-            self.__class__ = self._lazy
+            self.__class__ = self._found
         if values or states:
             bring_up_to_date(values, cache, data)
             cache = {key: cache[key] for key in values}
@@ -678,8 +689,7 @@ class Session(MutableMapping[str, Any]):
             self._cache  # noqa: B018
         self._begin(record, data)
         if active:
-            del self._index, self._cache
-            self.__class__ = self._lazy
+            self.__class__ = self._found
         self._active = active
 
     # Inside.
@@ -721,20 +731,6 @@ class Session(MutableMapping[str, Any]):
             work.salt = drawn(self._env.entropy, 16)
             self._status = TRANSITIONS[self._status, _WRITE]
         return work.salt
-
-    def _decode(self, key: str, packed: int) -> Any:
-        """Decode one value, and watch it if it can be changed in place."""
-        start = self._body + (packed >> 32)
-        raw = self._data[start : start + (packed & 0xFFFFFFFF)]
-        try:
-            value = decode_value(raw)
-        except DamagedRecord as error:
-            self._give_up(error)
-            raise KeyError(key) from None
-        self._cache[key] = value
-        if type(value) not in codec.IMMUTABLE:
-            self._working().handed[key] = raw
-        return value
 
     def _put(self, key: str, value: Any) -> None:
         self._index[key] = None
@@ -794,7 +790,7 @@ class Session(MutableMapping[str, Any]):
             new = old
         self._index[key] = None
         self._cache[key] = new
-        if done[-1] is not PENDING and type(new) not in codec.IMMUTABLE:
+        if done[-1] is not PENDING and type(new) not in _IMMUTABLE:
             work.handed[key] = codec.encode_value(new, key=key, depth=depth)
         self._status = TRANSITIONS[self._status, _WRITE]
         return new
@@ -848,26 +844,47 @@ class Session(MutableMapping[str, Any]):
         self._status = TRANSITIONS[self._status, _WRITE]
 
 
-def _make_lazy(cls: type[Session]) -> None:
-    names = {
-        "__slots__": (),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__getattr__": lambda self, name: self._fill(name),
-    }
-    cls._class = cls
-    cls._lazy = types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(names))
+def _property(name: str, *steps: Callable[[Session], None]) -> Any:
+    """Return what is in place of a slot: an attribute that is found by those steps."""
+
+    def find(session: Session) -> Any:
+        for step in steps:
+            step(session)
+        return getattr(session, name)
+
+    return property(find)
 
 
-_make_lazy(Session)
+_OF_RECORD = ("_active", "_data", "_opened", "_record", "_status", "_work")
+_OF_VALUES = ("_body", "_cache", "_index")
+_STAGES: dict[str, dict[str, Any]] = {
+    "_lazy": {
+        **{name: _property(name, Session._find) for name in _OF_RECORD},
+        **{name: _property(name, Session._find, Session._use) for name in _OF_VALUES},
+    },
+    "_found": {name: _property(name, Session._use) for name in _OF_VALUES},
+}
 
-_LAZY = frozenset(
-    {"_active", "_body", "_cache", "_data", "_index", "_opened", "_record", "_status", "_work"}
-)
+
+def _make_stages(cls: type[Session]) -> None:
+    cls._read = cls
+    for stage, properties in _STAGES.items():
+        names = {
+            "__slots__": (),
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            **properties,
+        }
+        setattr(cls, stage, _below(cls, names))
 
 
-_OF_MAPPING = frozenset({"_body", "_cache", "_index"})
+def _below(cls: type[Session], names: dict[str, Any]) -> type[Session]:
+    return types.new_class(cls.__name__, (cls,), {"stage": True}, lambda body: body.update(names))
+
+
+_make_stages(Session)
+
 _FRESH = {"user": None, "authenticated": None, "persistent": False}
 
 

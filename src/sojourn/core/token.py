@@ -19,13 +19,13 @@ import msgspec
 __all__ = [
     "SID_LENGTH",
     "TOKEN_LENGTH",
+    "TOKEN_PATTERN",
     "Entropy",
     "Token",
     "base64_of",
     "drawn",
     "hash_secret",
     "is_sid",
-    "match_token_at_start",
     "name_to_sid",
     "new_secret",
     "new_sid",
@@ -41,11 +41,10 @@ Entropy = Callable[[int], bytes]
 """`os.urandom` or a test's own: n -> n random bytes."""
 
 _SID = r"[A-Za-z0-9_-]{21}[AQgw]"
-_TOKEN = re.compile(rf"({_SID})\.([A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048])")
+TOKEN_PATTERN = rf"({_SID})\.([A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048])"
+"""A token as a regular expression, its halves in groups."""
 _is_sid = re.compile(_SID).fullmatch
-_match_token = _TOKEN.fullmatch
-match_token_at_start = re.compile(_TOKEN.pattern + r"(?=;|\Z)").match
-"""Finds the halves of the token that a text begins with, up to a `;` or to its end."""
+_match_token = re.compile(TOKEN_PATTERN).fullmatch
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):

@@ -57,8 +57,7 @@ class LiveSession(Session):
             return None
         work = self._working()
         fork = Fork(self._env, lambda: opened, self._client)
-        fork._load = None
-        fork._opened = opened
+        fork._stand(opened)
         fork._begin(self._record, self._data)
         fork._status, fork._active = self._status, self._active
         done = fork._working()

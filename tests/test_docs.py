@@ -230,3 +230,16 @@ def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page.write_text("[a](a.md) and\n\n| [b](b.md#part) |\n|---|\n| [c](https://c.example) |\n")
 
     assert links_of(page) == ["a.md", "b.md"]
+
+
+def test_decisions_have_numbers_of_their_own() -> None:
+    """A decision is cited by its number: each has one, which its title repeats, and a status."""
+    records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    numbers = [record.name[:4] for record in records]
+
+    assert len(numbers) > 5
+    assert sorted(set(numbers)) == numbers
+    for number, record in zip(numbers, records, strict=True):
+        title, _, status = record.read_text().split("\n")[:3]
+        assert title.startswith(f"# {number}: "), record.name
+        assert status.startswith("Status: "), record.name

@@ -364,7 +364,7 @@ def _replace(
     ):
         done.token = token
         done.max_age = _max_age(record, record.seen)
-    session._saved(record, new_data, changes)
+    session._saved(record, new_data, changes, merged=bool(done.retries))
     if record.secret_hash != loaded.secret_hash:
         # Where it is not ours, it was merged into what another request has renewed, and that
         # one's cookie counts.

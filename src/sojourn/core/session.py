@@ -139,7 +139,11 @@ class Session(MutableMapping[str, Any]):
         """Read the values: the first use of the mapping, which also is what counts as a use."""
         self.__class__ = self._read
         self._active = True
-        self._cache = {}
+        work = self._work
+        if work is None or work.kept is None:
+            self._cache = {}
+        else:
+            self._cache, work.kept = work.kept, None
         try:
             self._index, self._body = decode_index(self._data)
         except DamagedRecord as error:
@@ -411,6 +415,7 @@ class Session(MutableMapping[str, Any]):
         """Remove all values, typed state, claims and flash messages; the session lives on."""
         work = self._working()
         self._forget_values()
+        work.kept = None
         for held in (work.handed, work.states, work.steps):
             held.clear()
         if self._record is not None:
@@ -645,28 +650,39 @@ class Session(MutableMapping[str, Any]):
             self._status = TRANSITIONS[self._status, _WRITE]
         return Changes(work.cleared, steps)
 
-    def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
-        """Stand for what was saved; what was handed out goes on to be watched."""
+    def _saved(
+        self, record: Record, data: bytes, changes: Changes, *, merged: bool = False
+    ) -> None:
+        """Stand for what was saved; what was handed out goes on to be watched.
+
+        Args:
+            record: what was saved.
+            data: its data, unsealed.
+            changes: what this request did.
+            merged: there are changes of other requests in it too.
+        """
         work, active = self._working(), self._active
-        values, states = work.handed, work.states
-        cache = self._cache if active else {}
+        read = self.__class__ is self._read
+        handed, states = work.handed, work.states
         for key, steps in changes.steps.items():
             last = steps[-1]
-            if last.kind == Kind.SET and type(cache[key]) not in _IMMUTABLE:
-                values[key] = last.value
+            if last.kind == Kind.SET and type(self._cache[key]) not in _IMMUTABLE:
+                handed[key] = last.value
             elif last.kind == Kind.STATE:
                 states[key].loaded = states[key].before = last.value[1]
+        cache = self._cache if handed else {}
         self._begin(record, data)
-        if active:
+        if read:
             # To be read again on the next use, if there is one.
             self.__class__ = self._found
-        if values or states:
-            bring_up_to_date(values, cache, data)
-            cache = {key: cache[key] for key in values}
-            cache.update((held.info.cls, held.value) for held in states.values())
+        if handed or states:
+            if handed and merged:
+                bring_up_to_date(handed, cache, data)
             work = self._working()
-            work.handed, work.states = values, states
-            self._cache.update(cache)
+            work.handed, work.states = handed, states
+            work.kept = {key: cache[key] for key in handed}
+            for held in states.values():
+                work.kept[held.info.cls] = held.value
         self._active = active
 
     def _forget_login(self) -> None:

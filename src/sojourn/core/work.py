@@ -30,6 +30,7 @@ class Work:
         salt, sid: those of a new session, or after a login; empty until they are needed.
         ends: sessions that were ended: (sid, reason).
         notes: what is to be reported: (event, sid, detail).
+        kept: after a commit, what was handed out before it, for the cache of the next use.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Work:
         "ends",
         "handed",
         "head",
+        "kept",
         "login",
         "notes",
         "salt",
@@ -56,6 +58,7 @@ class Work:
         self.sid = ""
         self.ends: list[tuple[str, str]] = []
         self.notes: list[tuple[str, str, str]] = []
+        self.kept: dict[Any, Any] | None = None
 
     def pending(self) -> bool:
         """Tell whether there is anything that a commit has to look at."""

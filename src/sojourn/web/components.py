@@ -45,7 +45,7 @@ from zope.interface import Invalid
 from zope.interface.interface import Method
 
 from sojourn.core import codec
-from sojourn.core.operations import Operation
+from sojourn.core.operations import Kind, Operation
 from sojourn.core.session import Session
 from sojourn.core.state import Add, Append, Max, MergeRule, Union, Upgrade, _merged
 from sojourn.core.status import TRANSITIONS, Event
@@ -125,17 +125,17 @@ def hold(session: Session, interface: Interface, made: Any, *, keep: bool = Fals
         return made
     raw = codec.segment(session._data, session._body, packed)
     try:
-        fields = schema.decode(raw)
+        fields, as_ours = schema.read_segment(raw)
     except DamagedRecord as error:
         session._give_up(error)
         return hold(session, interface, made, keep=keep)
     schema.fill(made, fields)
     # As this version has it: an upgrade alone is no reason to write.
     seen = schema.glance(made)
-    if seen is None:
-        _watch(session, schema, made, raw, schema.encode(made), None)
-    else:
-        _watch(session, schema, made, raw, None, None).seen = seen
+    before = schema.encode(made) if seen is None else None
+    held = _watch(session, schema, made, raw, before, None)
+    held.seen = seen
+    held.as_ours = as_ours
     return made
 
 
@@ -213,9 +213,20 @@ class Schema:
         upgrades: from older versions.
         fields: the Attributes that are kept, by name.
         rules: how each of them merges.
+        checking: those of the fields that check their values.
     """
 
-    __slots__ = ("_of", "fields", "interface", "key", "name", "rules", "upgrades", "version")
+    __slots__ = (
+        "_of",
+        "checking",
+        "fields",
+        "interface",
+        "key",
+        "name",
+        "rules",
+        "upgrades",
+        "version",
+    )
 
     def __init__(
         self,
@@ -233,6 +244,8 @@ class Schema:
         self.upgrades = upgrades
         self.fields = fields
         self.rules = rules
+        # Plain Attributes take anything.
+        self.checking = {name: one for name, one in fields.items() if hasattr(one, "validate")}
         self._of: dict[type, list[tuple[str, Any]]] = {}
 
     # In a session's cache it stands for all interfaces that are kept under its key.
@@ -258,7 +271,9 @@ class Schema:
         """Return the segment of a component as it was at a `glance`."""
         fields = {}
         for (name, field), value in zip(self._kept(made), seen, strict=True):
-            if value is not _MISSING and not (value is None and _must_be_set(field)):
+            if value is not _MISSING and not (
+                value is None and name in self.checking and field.required
+            ):
                 fields[name] = value
         return self._pack(fields)
 
@@ -281,6 +296,9 @@ class Schema:
         for name, field in self._kept(made):
             value = getattr(made, name, _MISSING)
             if value is _MISSING:
+                continue
+            if name not in self.checking:
+                found[name] = value
                 continue
             try:
                 fitting = _fitting(field, value, made)
@@ -320,7 +338,14 @@ class Schema:
         return kept
 
     def decode(self, segment: bytes) -> Fields:
+        """As `read_segment`, its Attributes alone."""
+        return self.read_segment(segment)[0]
+
+    def read_segment(self, segment: bytes) -> tuple[Fields, bool]:
         """Return the Attributes of a segment, upgraded and validated.
+
+        Returns:
+            The Attributes, and whether they are of this version and all declared.
 
         Raises:
             NewerState: a newer version of the interface wrote them.
@@ -328,6 +353,7 @@ class Schema:
             DamagedRecord: flipped bits, or it is not of a component.
         """
         version, fields = self._open(segment)
+        as_ours = version == self.version and fields.keys() <= self.fields.keys()
         if version > self.version:
             raise NewerState(
                 f"{self.name} was written as version {version}; this code knows {self.version} "
@@ -343,7 +369,7 @@ class Schema:
                 )
             fields = upgrade(fields)
             version += 1
-        for name, field in self.fields.items():
+        for name, field in self.checking.items():
             if name not in fields:
                 continue
             try:
@@ -356,7 +382,7 @@ class Schema:
                 ) from error
             if fitting is not _MISSING:
                 fields[name] = fitting
-        return fields
+        return fields, as_ours
 
     def unknown(self, segment: bytes) -> Fields:
         """Return the stored Attributes that this interface does not declare: newer code's."""
@@ -398,8 +424,9 @@ class Schema:
 
     def _open(self, segment: bytes) -> tuple[int, Fields]:
         value = codec.decode_value(segment)
-        match value:
-            case [int(version), dict(fields)]:
+        if type(value) is list and len(value) == 2:
+            version, fields = value
+            if type(version) is int and type(fields) is dict:
                 return version, fields
         raise DamagedRecord(f"what is stored under {self.name} is not of a component")
 
@@ -410,9 +437,10 @@ class _Component(Held):
     Attributes:
         seen: its Attributes then, where none of them can change in place: to look at them costs
             less than to encode them, and most requests change none. None: `before` tells.
+        as_ours: what was stored of it is of this version of the interface, and all declared.
     """
 
-    __slots__ = ("_before", "seen")
+    __slots__ = ("_before", "as_ours", "seen")
 
     def __init__(self, use: _Use, made: Any, loaded: bytes | None, before: bytes | None) -> None:
         self.info: Any = use
@@ -420,6 +448,7 @@ class _Component(Held):
         self.loaded = loaded
         self._before = before
         self.seen: list[Any] | None = None
+        self.as_ours = False
 
     @property
     def before(self) -> bytes:
@@ -444,9 +473,16 @@ class _Component(Held):
         """As `Held.operation`."""
         seen = self.seen
         if seen is not None:
-            now = self.info.cls.glance(self.value)
+            schema: Schema = self.info.cls
+            now = schema.glance(self.value)
             if now is not None and all(map(is_, seen, now)):
                 return None
+            if self.as_ours:
+                # So what is stored is what it was, and nothing of it is to be carried along.
+                mine = schema.encode(self.value)
+                if mine == self.loaded:
+                    return None
+                return Operation(Kind.STATE, (self.loaded, mine, self.info.merge))
         return super().operation()
 
 
@@ -550,9 +586,7 @@ def _fitting(field: Any, value: Any, made: Any) -> Any:
     Raises:
         Invalid, ValueError: the field refuses it.
     """
-    if not hasattr(field, "validate"):
-        return value
-    if value is None and _must_be_set(field):
+    if value is None and field.required:
         return _MISSING
     bound = field.bind(made)
     try:
@@ -564,10 +598,6 @@ def _fitting(field: Any, value: Any, made: Any) -> Any:
         bound.validate(converted)
         return converted
     return value
-
-
-def _must_be_set(field: Any) -> bool:
-    return hasattr(field, "validate") and field.required
 
 
 def _converted(field: Any, value: Any) -> Any:

@@ -30,7 +30,9 @@ class Fork(Session):
 
     __slots__ = ()
 
-    def _saved(self, record: Record, data: bytes, changes: Changes) -> None:
+    def _saved(
+        self, record: Record, data: bytes, changes: Changes, *, merged: bool = False
+    ) -> None:
         self._reread(record, data)
 
 

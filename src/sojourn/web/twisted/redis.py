@@ -317,10 +317,9 @@ class _Link:
         try:
             connection = self._shared = await self._opened()
         except BaseException as error:
-            failed = error
             waiting, self._waiting = self._waiting, None
             for waiter in waiting:
-                waiter.errback(failed)
+                waiter.errback(error)
             raise
         waiting, self._waiting = self._waiting, None
         for waiter in waiting:

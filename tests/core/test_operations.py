@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sojourn.core import codec, flows
 from sojourn.core.calls import Call
-from sojourn.core.operations import Changes, Kind, Operation, apply, merge
+from sojourn.core.operations import Changes, Kind, Operation, apply, merge, patch
 from sojourn.core.state import Add, Append, Max, Union
 from sojourn.errors import Conflict, InvalidValue
 
@@ -556,6 +556,48 @@ def test_apply_leaves_the_base_alone() -> None:
 
     assert base == before
     assert {key: codec.decode_value(raw) for key, raw in after.items()} == {"b": [2], "a": 5}
+
+
+PIECES = st.sampled_from([1, 2, 300, "x", "y", "long", [1], None, True]).map(segment)
+STEPS = st.one_of(
+    st.builds(Operation, st.just(Kind.SET), PIECES),
+    st.just(Operation(Kind.DELETE)),
+    st.just(Operation(Kind.ADD, 1)),
+    st.tuples(PIECES, PIECES).map(
+        lambda both: Operation(Kind.STATE, (*both, lambda loaded, theirs, mine: mine + b"m"))
+    ),
+)
+
+
+@given(
+    st.dictionaries(KEYS, PIECES),
+    st.builds(Changes, st.booleans(), st.dictionaries(KEYS, st.lists(STEPS, min_size=1))),
+)
+def test_a_patch_is_what_applying_comes_to(base: dict[str, bytes], changes: Changes) -> None:
+    """Values put in place of as long ones give the same bytes as all values put together anew."""
+    data = codec.join(base)
+
+    patched = patch(data, changes)
+
+    assert patched is None or patched == codec.join(apply(base, changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "patched"),
+    [
+        (Changes(), True),
+        (Changes(False, {"n": [Operation(Kind.SET, segment(2))]}), True),
+        (Changes(False, {"n": [Operation(Kind.STATE, (segment(1), segment(2), None))]}), True),
+        (Changes(False, {"n": [Operation(Kind.STATE, (segment(7), segment(2), None))]}), False),
+        (Changes(False, {"n": [Operation(Kind.SET, segment("longer"))]}), False),
+        (Changes(False, {"new": [Operation(Kind.SET, segment(2))]}), False),
+        (Changes(False, {"n": [Operation(Kind.SET, segment(2))] * 2}), False),
+        (Changes(True, {"n": [Operation(Kind.SET, segment(2))]}), False),
+    ],
+)
+def test_what_is_patched(changes: Changes, patched: bool) -> None:
+    """The ordinary write, of a value as long as the one before, copies the rest as it is."""
+    assert (patch(codec.join({"a": segment("x"), "n": segment(1)}), changes) is not None) is patched
 
 
 @pytest.mark.parametrize("value", [object(), [object()], {1: 2}])

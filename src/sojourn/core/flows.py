@@ -29,7 +29,7 @@ from sojourn.core.expiry import (
     touch_interval_of,
 )
 from sojourn.core.opening import unseal
-from sojourn.core.operations import NO_CHANGES, Changes, Segments, apply, overwritten
+from sojourn.core.operations import NO_CHANGES, Changes, Segments, apply, overwritten, patch
 from sojourn.core.record import LIVE, Record
 from sojourn.core.rules import Environment
 from sojourn.core.session import Session
@@ -304,14 +304,13 @@ def _replace(
         return
     commit_id = drawn(env.entropy, 8)
     secret = new_secret(env.entropy) if renewing else ""
-    current, data, before = loaded, session._data, codec.split(session._data)
-    segments = before
+    current, data = loaded, session._data
     while True:
-        new_data = data
-        if changes:
-            new_segments = apply(segments, changes, env.rules.max_depth)
-            new_data = codec.join(new_segments)
-            _check_size(new_segments, len(new_data), env)
+        new_data = patch(data, changes)
+        if new_data is None:
+            segments = apply(codec.split(data), changes, env.rules.max_depth)
+            new_data = codec.join(segments)
+            _check_size(segments, len(new_data), env)
         if _is_over(session, current, env.clock()):
             _gone(session, loaded, done)
             return
@@ -335,8 +334,7 @@ def _replace(
             done.events.append(("dropped", loaded.sid, "a login came between"))
             return
         current, data = answer, unseal(answer, env)
-        segments = codec.split(data)
-        lost = overwritten(before, segments, changes)
+        lost = overwritten(codec.split(session._data), codec.split(data), changes)
         if lost and not env.rules.keep_conflicts:
             raise Conflict(f"another request changed {', '.join(map(repr, lost))} meanwhile")
         done.overwritten = tuple(lost)

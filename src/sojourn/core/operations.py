@@ -18,7 +18,17 @@ import msgspec
 from sojourn.core import codec
 from sojourn.errors import InvalidValue
 
-__all__ = ["NO_CHANGES", "Changes", "Kind", "Operation", "Segments", "apply", "merge"]
+__all__ = [
+    "NO_CHANGES",
+    "Changes",
+    "Kind",
+    "Operation",
+    "Segments",
+    "apply",
+    "merge",
+    "overwritten",
+    "patch",
+]
 
 Segments = dict[str, bytes]
 """The encoded values by key (`codec.split`), in the order of the mapping."""
@@ -110,6 +120,41 @@ def apply(base: Segments, changes: Changes, depth: int = 64) -> Segments:
                     continue
                 out[key] = codec.encode_value(new, key=key, depth=depth)
     return out
+
+
+def patch(data: bytes, changes: Changes) -> bytes | None:
+    """Return the data of a record after changes that put values in place of as long ones.
+
+    Most writes do that: a number goes up, a flag is turned over. The bytes are those that
+    `codec.join(apply(codec.split(data), changes))` comes to.
+
+    Returns:
+        The data; None: the changes do more than that.
+
+    Raises:
+        DamagedRecord: the index of the data cannot be read.
+    """
+    index, body = codec.decode_index(data)
+    if changes.cleared:
+        return None
+    out = bytearray(data)
+    for key, steps in changes.steps.items():
+        packed = index.get(key)
+        if packed is None or len(steps) != 1:
+            return None
+        kind, value = steps[0].kind, steps[0].value
+        start = body + (packed >> 32)
+        end = start + (packed & 0xFFFFFFFF)
+        if kind == Kind.STATE:
+            loaded, value, _ = value
+            if data[start:end] != loaded:
+                return None
+        elif kind != Kind.SET:
+            return None
+        if len(value) != end - start:
+            return None
+        out[start:end] = value
+    return bytes(out)
 
 
 def overwritten(

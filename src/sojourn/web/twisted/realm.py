@@ -130,6 +130,7 @@ class Live:
 
     Attributes:
         core: the session of the core.
+        shared: whether it is one that several requests may use at once.
         face: what applications hold.
         sid: of it.
         entries: the requests that use it.
@@ -142,6 +143,7 @@ class Live:
         self.realm = realm
         # A `LiveSession`, or a session of one request.
         self.core: Any = core
+        self.shared = isinstance(core, LiveSession)
         self.sid = sid
         self._face: weakref.ref[DurableSession] | None = None
         self._kept: DurableSession | None = None
@@ -165,11 +167,6 @@ class Live:
     @face.setter
     def face(self, face: DurableSession) -> None:
         self._face = weakref.ref(face)
-
-    @property
-    def shared(self) -> bool:
-        """Whether it is a session of the core that several requests may use at once."""
-        return isinstance(self.core, LiveSession)
 
     def entry_of(self, request: Any) -> Entry | None:
         """Return a request's use of it."""
@@ -391,6 +388,7 @@ class Realm:
             # Of one that exists the client was noted when it was made; a login notes its own.
             client = request._client_of() if record is None else _NOBODY
             core = LiveSession(sessions._env, lambda: found, client)
+            core._stand(found)
             known = Live(self, core, core.sid if record is None else record.sid)
             self.live.setdefault(known.sid, known)
             try:

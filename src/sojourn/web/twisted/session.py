@@ -46,6 +46,13 @@ _ATTRIBUTE = "\0a:"
 """Before the names of plain attributes, as keys of the values."""
 _STOCK = frozenset(
     {
+        "_adapterCache",
+        "_expireCall",
+        "_reactor",
+        "_sojourn",
+        "_sojourn_core",
+        "_sojourn_known",
+        "_sojourn_stored",
         "expireCallbacks",
         "lastModified",
         "sessionNamespaces",
@@ -53,7 +60,7 @@ _STOCK = frozenset(
         "uid",
     }
 )
-"""Attributes of the stock session: of this process, or kept otherwise."""
+"""Attributes of the stock session and of ours: of this process, or kept otherwise."""
 _TIMEOUT = server.Session.sessionTimeout
 _warned: set[tuple[str, str]] = set()
 
@@ -636,7 +643,7 @@ def _local() -> CoreSession:
 
 def _plain(state: dict[str, Any]) -> list[str]:
     """Return the names of the attributes that an application has set."""
-    return [name for name in state if name[0] != "_" and name not in _STOCK]
+    return [name for name in state if name not in _STOCK and name[0] != "_"]
 
 
 def _has(core: CoreSession) -> bool:

@@ -6,15 +6,19 @@ session belongs to the reactor's, so each use of the session is made there and w
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.threads import blockingCallFromThread
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 from twisted.web import wsgi
 
+from sojourn.errors import StoreUnavailable
 from sojourn.web.failure import ANSWERED
 from sojourn.web.twisted.request import DurableRequest
 from sojourn.web.twisted.session import CURRENT
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["KEY", "SessionInThread", "WSGIResource"]
+
+_GRACE = 5.0
+"""Seconds that applications have to come to an end when the process is told to."""
 
 
 class WSGIResource(wsgi.WSGIResource):
@@ -37,13 +44,14 @@ class WSGIResource(wsgi.WSGIResource):
         application = self._application
         if isinstance(request, DurableRequest) and request._realm is not None:
             application = partial(self._serve, request)
-        return wsgi.WSGIResource(self._reactor, self._threadpool, application).render(request)
+        stage = _stage_of(self._reactor)
+        return wsgi.WSGIResource(stage, stage.pool(self._threadpool), application).render(request)
 
     def _serve(
         self, request: Any, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterator[bytes]:
         application: WSGIApplication = self._application
-        session = environ[KEY] = SessionInThread(request, self._reactor)
+        session = environ[KEY] = SessionInThread(request, _stage_of(self._reactor))
         result: Iterable[bytes] = ()
         try:
             result = application(environ, start_response)
@@ -58,6 +66,120 @@ class WSGIResource(wsgi.WSGIResource):
             session._close()
 
 
+class _Stage:
+    """A reactor for applications in threads; the stock one never ends where such a thread waits.
+
+    When it stops it waits for its threads, and they wait for it. So they get some seconds first to
+    come to an end, and after these nothing of theirs is waited for.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._lock = threading.Lock()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._waiting: set[SimpleQueue[Any]] = set()
+        self._running = 0
+        self._ending: Deferred[None] | None = None
+        self._over = False
+        reactor.addSystemEventTrigger("before", "shutdown", self._stop)
+
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """Call something in the reactor's thread, and wait for its answer in this one.
+
+        Raises:
+            StoreUnavailable: the process is about to end.
+        """
+        answers: SimpleQueue[Any] = SimpleQueue()
+        self._waiting.add(answers)
+        try:
+            self.callFromThread(lambda: maybeDeferred(call).addBoth(answers.put))
+            answer = answers.get()
+        finally:
+            self._waiting.discard(answers)
+        if isinstance(answer, Failure):
+            answer.raiseException()
+        return answer
+
+    # What the stock resource asks of a reactor and of a pool of threads.
+
+    def callFromThread(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        with self._lock:
+            if self._over:
+                raise StoreUnavailable("the process is about to end")
+            self._calls.append(partial(function, *args, **kwargs))
+        self._reactor.callFromThread(self._call)
+
+    def pool(self, threads: Any) -> _Pool:
+        return _Pool(self, threads)
+
+    def _call(self) -> None:
+        if self._calls:
+            self._calls.popleft()()
+
+    def _begin(self, threads: Any, run: Callable[[], object]) -> None:
+        self._running += 1
+
+        def counted() -> None:
+            try:
+                run()
+            finally:
+                self._reactor.callFromThread(self._ended)
+
+        if not self._over:
+            threads.callInThread(counted)
+
+    def _ended(self) -> None:
+        self._running -= 1
+        if self._ending is not None:
+            # A moment later: what it has written has to leave.
+            self._reactor.callLater(0.1, self._break_if_done)
+
+    def _break_if_done(self) -> None:
+        if not self._running and not self._over:
+            self._break()
+
+    def _stop(self) -> Deferred[None] | None:
+        if not self._running:
+            self._over = True
+            return None
+        self._ending = Deferred()
+        self._timer = self._reactor.callLater(_GRACE, self._break)
+        return self._ending
+
+    def _break(self) -> None:
+        with self._lock:
+            self._over = True
+        if self._timer.active():
+            self._timer.cancel()
+        while self._calls:
+            self._call()
+        for answers in list(self._waiting):
+            answers.put(Failure(StoreUnavailable("the process is about to end")))
+        assert self._ending is not None
+        self._ending.callback(None)
+
+
+class _Pool:
+    """The threads of a stage."""
+
+    def __init__(self, stage: _Stage, threads: Any) -> None:
+        self._stage = stage
+        self._threads = threads
+
+    def callInThread(self, run: Callable[[], object]) -> None:
+        self._stage._begin(self._threads, run)
+
+
+_stages: dict[Any, _Stage] = {}
+
+
+def _stage_of(reactor: Any) -> _Stage:
+    stage = _stages.get(reactor)
+    if stage is None:
+        stage = _stages[reactor] = _Stage(reactor)
+    return stage
+
+
 class SessionInThread(MutableMapping[str, Any]):
     """The session of a request for code in another thread: each use is made in the reactor's.
 
@@ -65,9 +187,9 @@ class SessionInThread(MutableMapping[str, Any]):
     waited for here. The session is looked at when it is first used.
     """
 
-    def __init__(self, request: Any, reactor: Any) -> None:
+    def __init__(self, request: Any, stage: _Stage) -> None:
         """Stand for the session of a request."""
-        vars(self).update(_request=request, _reactor=reactor, _session=None)
+        vars(self).update(_request=request, _stage=stage, _session=None)
 
     def _do(self, what: Callable[..., Any], *args: Any) -> Any:
         """Call `what(session, *args)` in the reactor's thread, for the request."""
@@ -83,7 +205,7 @@ class SessionInThread(MutableMapping[str, Any]):
             finally:
                 CURRENT.reset(token)
 
-        answer = call() if isInIOThread() else blockingCallFromThread(self._reactor, call)
+        answer = call() if isInIOThread() else self._stage.ask(call)
         return self if answer is vars(self)["_session"] else answer
 
     def _answered(self, error: Exception) -> bool:
@@ -98,7 +220,7 @@ class SessionInThread(MutableMapping[str, Any]):
             request._refuse(Failure(error))
             return True
 
-        return bool(blockingCallFromThread(self._reactor, answer))
+        return bool(self._stage.ask(answer))
 
     def _close(self) -> None:
         """Keep what was changed after the client had gone, and its request with it."""

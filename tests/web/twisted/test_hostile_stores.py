@@ -37,6 +37,7 @@ SITE = '''
 import gc
 import os
 import sys
+import time
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
@@ -128,6 +129,12 @@ class Api(Resource):
         longest, gaps[0] = gaps[0], 0.0
         return b"%f" % longest
 
+    def busy(self, request):
+        """Keeps all of the reactor's threads, as slow WSGI applications do."""
+        for _ in range(2):
+            reactor.callInThread(time.sleep, 3)
+        return b"ok"
+
     def port(self, request):
         return type(realm_of(sessions).port).__name__.encode()
 
@@ -152,6 +159,7 @@ class Request(SessionSite.requestFactory):
 
 
 requests = set()
+reactor.suggestThreadPoolSize(2)
 startLogging(sys.stdout)
 LoopingCall(tick).start(0.01)
 site = SessionSite(Api(), sessions, Request)
@@ -167,6 +175,11 @@ class Bed:
         self.site = site
         self.proxy = proxy
         self.store = store
+
+    def restart(self, host: str) -> None:
+        """Begin anew, with the store's host spelt otherwise."""
+        self.site.command[-1] = self.site.command[-1].replace("127.0.0.1", host)
+        self.site.restart()
 
     @property
     def many(self) -> int:
@@ -417,6 +430,18 @@ def test_a_slow_network(bed: Bed) -> None:
     assert bed.asked("/gap") < GAP
     bed.proxy.latency = 0.0
     assert browser.body("/add") == b"2"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_new_connections_while_all_threads_are_busy(bed: Bed, host: str) -> None:
+    """Applications that wait for a session in threads are not in the way of its store."""
+    bed.restart(host)
+    browser = bed.visitor()
+    assert browser.body("/busy") == b"ok"
+    bed.proxy.cut()
+    start = time.monotonic()
+    assert browser.body("/add") == b"2"
+    assert time.monotonic() - start < 1.5
 
 
 def test_nothing_is_left_open(bed: Bed) -> None:

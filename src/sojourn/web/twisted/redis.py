@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import socket
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,8 +18,15 @@ import redis.exceptions
 import redis.sentinel
 import txredisapi
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+    wrapClientTLS,
+)
+from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
 
 from sojourn.core.calls import Outcome
 from sojourn.core.record import Ended, Record
@@ -31,6 +40,9 @@ __all__ = ["TwistedRedisStore"]
 
 T = TypeVar("T")
 Command = tuple[Any, ...]
+_Address = tuple[Any, str]
+"""A class of endpoints, and a host in digits."""
+_ENDPOINTS = {socket.AF_INET: TCP4ClientEndpoint, socket.AF_INET6: TCP6ClientEndpoint}
 
 _KNOWN = {"host", "port", "path", "db", "username", "password", "connection_class"}
 _TLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
@@ -366,16 +378,13 @@ class _Link:
     ) -> _Protocol:
         """Open a connection and log in."""
         seconds = seconds or self._settings.connect_timeout
-        endpoint: Any
-        if address is None:
-            endpoint = UNIXClientEndpoint(self._reactor, options["path"], timeout=seconds)
-        else:
-            endpoint = HostnameEndpoint(self._reactor, *address, timeout=seconds)
-            if self._target.tls:
-                endpoint = wrapClientTLS(_tls(address[0], options), endpoint)
         shown = options.get("path") or "{}:{}".format(*(address or ()))
         try:
-            connection: _Protocol = await endpoint.connect(_Factory())
+            if address is None:
+                endpoint: Any = UNIXClientEndpoint(self._reactor, options["path"], timeout=seconds)
+                connection: _Protocol = await endpoint.connect(_Factory())
+            else:
+                connection = await self._reach(address, options, seconds)
         except Exception as error:
             # Of many kinds: no such name, refused, no route, too late, a wrong certificate.
             raise redis.ConnectionError(f"Error connecting to {shown}: {error}") from error
@@ -391,6 +400,23 @@ class _Link:
             raise
         return connection
 
+    async def _reach(
+        self, address: tuple[str, int], options: dict[str, Any], seconds: float
+    ) -> _Protocol:
+        """Connect to the first address of a host that answers."""
+        failed: Exception = DNSLookupError(f"no address of {address[0]}")
+        for kind, number in await _addresses(self._reactor, *address, seconds):
+            endpoint: Any = kind(self._reactor, number, address[1], timeout=seconds)
+            if self._target.tls:
+                endpoint = wrapClientTLS(_tls(address[0], options), endpoint)
+            try:
+                connection: _Protocol = await endpoint.connect(_Factory())
+            except ConnectError as error:
+                failed = error.with_traceback(None)
+            else:
+                return connection
+        raise failed
+
     async def _ask(self, connection: _Protocol, *command: Any) -> Any:
         try:
             return await self._send(connection, command)
@@ -400,6 +426,38 @@ class _Link:
 
 class _NoAnswer(txredisapi.ConnectionError):  # type: ignore[misc]
     """The server takes too long."""
+
+
+def _addresses(reactor: Any, host: str, port: int, seconds: float) -> Deferred[list[_Address]]:
+    """Look a host up, in a thread of its own.
+
+    Twisted's endpoints do that in the reactor's threads, an address in digits too: where slow work
+    of the application fills these, and waits for a session, nobody would get any further.
+    """
+    answer: Deferred[list[_Address]] = Deferred()
+
+    def tell(found: Any) -> None:
+        if late.active():
+            late.cancel()
+            answer.callback(found)
+
+    def look() -> None:
+        found: Any
+        try:
+            found = [
+                (_ENDPOINTS[family], number[0])
+                for family, *_, number in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                if family in _ENDPOINTS
+            ]
+        except OSError as error:
+            found = Failure(error)
+        reactor.callFromThread(tell, found)
+
+    late = reactor.callLater(
+        seconds, answer.errback, DNSLookupError(f"{host} was not found in {seconds:g} s")
+    )
+    threading.Thread(target=look, name="sojourn-lookup", daemon=True).start()
+    return answer
 
 
 def _ignore(_: object) -> None:

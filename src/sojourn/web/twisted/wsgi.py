@@ -20,6 +20,7 @@ from twisted.web import wsgi
 
 from sojourn.errors import StoreUnavailable
 from sojourn.web.failure import ANSWERED
+from sojourn.web.twisted._log import log
 from sojourn.web.twisted.request import DurableRequest
 from sojourn.web.twisted.session import CURRENT
 from sojourn.web.wsgi import KEY
@@ -152,7 +153,10 @@ class _Stage:
         if self._timer.active():
             self._timer.cancel()
         while self._calls:
-            self._call()
+            try:
+                self._call()
+            except Exception:
+                log.failure("what a thread has asked for failed, and the process is about to end")
         for answers in list(self._waiting):
             answers.put(Failure(StoreUnavailable("the process is about to end")))
         assert self._ending is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import socket
 import subprocess
 import sys
 import threading
@@ -442,6 +443,84 @@ def test_new_connections_while_all_threads_are_busy(bed: Bed, host: str) -> None
     start = time.monotonic()
     assert browser.body("/add") == b"2"
     assert time.monotonic() - start < 1.5
+
+
+def test_a_pipeline_while_the_server_hangs(bed: Bed) -> None:
+    """Requests of one connection are answered in their order, and it goes on to be of use."""
+    browser = bed.visitor()
+    cookie = f"Cookie: id={browser.cookies['id']}\r\n"
+
+    def head(path: str, more: str = cookie) -> bytes:
+        return f"GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
+
+    with socket.create_connection(("127.0.0.1", bed.site.port), 20) as connection:
+        with bed.store.hung():
+            start = time.monotonic()
+            connection.sendall(head("/add") + head("/quiet", "") + head("/read") + head("/quiet"))
+            assert statuses(connection, 4) == [503, 200, 503, 200]
+            assert time.monotonic() - start < BOUND
+        bed.recovered(browser)
+        connection.sendall(head("/read"))
+        assert statuses(connection, 1) == [200]
+
+
+def statuses(connection: socket.socket, number: int) -> list[int]:
+    """Read so many answers."""
+    found = []
+    for _ in range(number):
+        answer = http.client.HTTPResponse(connection)
+        # It reads ahead; one byte at a time leaves the next answer to the next.
+        answer.fp = connection.makefile("rb", buffering=0)  # type: ignore[assignment]
+        answer.begin()
+        answer.read()
+        found.append(answer.status)
+    return found
+
+
+def test_clients_that_go_while_the_server_hangs(bed: Bed) -> None:
+    """Their requests are let go of, and so are their sessions."""
+    visitors = [bed.visitor() for _ in range(5)]
+    with bed.store.hung():
+        for visitor in visitors:
+            cookie = f"Cookie: id={visitor.cookies['id']}\r\n"
+            for path in ("/add", "/locked", "/login"):
+                with socket.create_connection(("127.0.0.1", bed.site.port), 20) as connection:
+                    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{cookie}\r\n".encode())
+        bed.until("/asked", 0)
+    assert [bed.recovered(visitor) for visitor in visitors] == [1] * 5
+    bed.until("/live", 0)
+
+
+@contextlib.contextmanager
+def occupied(store: Any) -> Iterator[None]:
+    """Let the server be there, and have no time for sessions: a lock, or a pause."""
+    if isinstance(store, PostgresqlServer):
+        import psycopg
+
+        with psycopg.connect(store.url()) as connection:
+            connection.execute("LOCK TABLE sojourn_sessions IN ACCESS EXCLUSIVE MODE")
+            yield
+        return
+    store.ask("CLIENT", "PAUSE", "60000", "WRITE")
+    yield
+    store.ask("CLIENT", "UNPAUSE")
+
+
+def test_a_server_that_has_no_time(bed: Bed) -> None:
+    """A server that somebody else has locked is a store that does not answer; then it goes on."""
+    browser = bed.visitor()
+    with occupied(bed.store):
+        bed.asked("/gap")
+        pages = at_once(6, lambda one: browser_of(bed, browser).get("/add"))
+        assert all(refused(page) and seconds < BOUND for page, seconds in pages)
+        assert browser.body("/quiet") == b"ok"
+        assert bed.asked("/gap") < GAP
+    bed.recovered(browser)
+    bed.until("/asked", 0)
+    before = int(browser.body("/read"))
+    # In a paused server writes wait, to be made when it goes on: each once, as it was asked for.
+    assert 1 <= before <= 7
+    assert browser.body("/add") == str(before + 1).encode()
 
 
 def test_nothing_is_left_open(bed: Bed) -> None:

@@ -103,21 +103,23 @@ class _Move:
     def _lead_to(self, target: str) -> None:
         """Run `sojourn move` until that is the phase, whatever happens to it and to the others."""
         end = time.monotonic() + 120
-        harms = HARMS
+        harms, said = HARMS, ""
         while (phase := self._phase()) != target or harms:
             if time.monotonic() > end:
-                raise AssertionError(f"the move does not come from {phase!r} to {target!r}")
+                raise AssertionError(f"no way from {phase!r} to {target!r}: {said[-500:]}")
             if phase == target:
                 harms -= 1
                 self._kill(None)
                 continue
-            mover = _mover(phase, target, *(one.url for one in self._places))
+            # After a step back that did not reach the new store, that is what an operator is told.
+            again = "sojourn move back" in said
+            mover = _mover(phase, target, again, *(one.url for one in self._places))
             try:
                 if harms:
                     harms -= 1
                     time.sleep(self._choose.uniform(0.0, 5.0))
                     self._kill(mover)
-                mover.communicate(timeout=100)
+                said = mover.communicate(timeout=100)[0].decode()
             finally:
                 mover.kill()
                 mover.communicate()
@@ -168,15 +170,15 @@ def _some_sessions(url: str) -> list[str]:
         return cookies
 
 
-def _mover(phase: str, target: str, *urls: str) -> subprocess.Popen[bytes]:
-    """Begin a step that leads from a phase to another."""
-    forward = phases.PHASES.index(phase) < phases.PHASES.index(target)
+def _mover(phase: str, target: str, back: bool, *urls: str) -> subprocess.Popen[bytes]:
+    """Begin a step that leads from a phase to another; or a step back."""
+    forward = not back and phases.PHASES.index(phase) < phases.PHASES.index(target)
     # Without --yes it does not go further than to "new leads".
     final = ["--yes"] if target == phases.PHASES[-1] else []
     words = ["advance", *final] if forward else ["back"]
     return subprocess.Popen(
         [sys.executable, "-m", "sojourn.cli", "move", *words, *urls],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )

@@ -135,6 +135,7 @@ def _sentinel(stack: contextlib.ExitStack) -> Place:
         # The sentinels make it a replica of the other.
         killed.pop().start()
         sentinels.settle()
+        _in_step(found, sentinels.nodes)
 
     return Place("sentinel", sentinels.url, about, kill, lose, start, server=sentinels)
 
@@ -162,6 +163,7 @@ def _cluster(stack: contextlib.ExitStack) -> Place:
     def start() -> None:
         killed.pop().start()
         cluster.settle()
+        _in_step(found, cluster.nodes)
 
     return Place("cluster", cluster.url, about, kill, lose, start, server=cluster)
 
@@ -174,6 +176,26 @@ def _cut_off(primary: Any, nodes: list[Any], seconds: float) -> None:
         primary.ask("CLIENT", "KILL", "TYPE", "replica")
         time.sleep(seconds)
         primary.kill()
+
+
+def _in_step(found: Any, nodes: list[Any]) -> None:
+    """Wait until each primary, which is in use, has been told by its replica of something newer.
+
+    Of a replica that has just come back both say that it is there up to a second before the primary
+    sends it any change.
+    """
+    begun: dict[int, int] = {}
+
+    def in_step() -> bool:
+        for node in nodes:
+            role, offset, replicas, *_ = node.ask("ROLE")
+            if role == b"master" and begun.setdefault(node.port, offset) >= min(
+                (int(one[2]) for one in replicas), default=0
+            ):
+                return False
+        return True
+
+    found.until(in_step, 30, "what primaries hear of their replicas")
 
 
 def _sql(stack: contextlib.ExitStack, server: Any, kind: str, about: str) -> Place:

@@ -296,7 +296,83 @@ def test_frozen(world: Any) -> None:
     assert world.open(token)[FrozenLine] == FrozenLine("pear")
 
 
+@dataclass
+class Numbered:
+    names: dict[int, str] = field(default_factory=dict)
+
+
+@attrs.define
+class AttrsNumbered:
+    names: dict[int, str] = attrs.Factory(dict)
+
+
+class StructNumbered(msgspec.Struct):
+    names: dict[int, str] = {}
+
+
+class ModelNumbered(pydantic.BaseModel):
+    names: dict[int, str] = {}
+
+
+@pytest.mark.parametrize("cls", [Numbered, AttrsNumbered, StructNumbered, ModelNumbered])
+def test_dicts_whose_keys_are_no_str(world: Any, cls: Any) -> None:
+    """They are kept, changed in place, and written only when they have changed."""
+    session = world.open()
+    session[cls].names[3] = "three"
+    token = world.commit(session).token
+
+    session = world.open(token)
+    session[cls].names[4] = "four"
+    assert world.commit(session).wrote
+
+    session = world.open(token)
+    assert session[cls] == cls(names={3: "three", 4: "four"})
+    assert not world.commit(session).wrote
+
+
+@state("tree")
+@dataclass
+class Tree:
+    leaf: Leaf | None = None
+    branches: list[Tree] = field(default_factory=list)
+
+
+@dataclass
+class Leaf:
+    size: Annotated[int, Max] = 0
+
+
+def test_classes_that_name_themselves_and_later_ones(world: Any) -> None:
+    """A class may have itself, and those that are written below it, in its annotations."""
+    session = world.open()
+    session[Tree].branches.append(Tree(Leaf(2)))
+    token = world.commit(session).token
+
+    assert world.open(token)[Tree] == Tree(branches=[Tree(Leaf(2))])
+    assert describe(Tree).name == "tree"
+
+
 # What is refused.
+
+
+class Mixed(enum.Enum):
+    ONE = 1
+    TWO = "two"
+
+
+@dataclass
+class Unreadable:
+    mixed: Mixed | None = None
+    number: int = 0
+
+
+def test_a_class_that_cannot_be_read_back(world: Any) -> None:
+    """A type that is written, and that no decoder is made for, is refused when it is stored."""
+    session = world.open()
+    session[Unreadable].number = 1
+
+    with pytest.raises(InvalidValue, match=r"session\[Unreadable\].*Mixed"):
+        world.commit(session)
 
 
 @dataclass

@@ -6,6 +6,7 @@ a pair (version, fields); fields come back as the class declares them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
@@ -137,7 +138,8 @@ class StateInfo(NamedTuple):
                 # `check` has seen that it comes back equal.
                 return self.cls.model_validate(plain, strict=False)
             return msgspec.convert(plain, self.cls, strict=False)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            # TypeError: a type that msgspec does not read, such as an Enum of numbers and texts.
             raise StateMismatch(
                 f"session[{self.cls.__name__}] does not fit its class: {error}. Where the class "
                 "has changed, give it a new version and an upgrade"
@@ -180,6 +182,8 @@ class StateInfo(NamedTuple):
             return self._sorted(loaded) != self._sorted(mine)
         except StateMismatch:
             return True  # `check` says what is wrong with it.
+        except TypeError:
+            return True  # A dict whose keys are no str is not put in order: a write too many.
 
     def _sorted(self, segment: bytes) -> bytes:
         """Encode it with its sets in order: not by `==`, which sees no 1 that became True."""
@@ -251,7 +255,10 @@ def state(
         raise InvalidValue(f"a state's version is {version!r}; it must be an int from 1")
 
     def register(cls: type[T]) -> type[T]:
-        _known[cls] = _describe(cls, name, version, upgrades or {})
+        _named[cls] = (name, version, upgrades or {})
+        with contextlib.suppress(NameError):
+            # Else its annotations name a class that comes later, or itself: see `describe`.
+            _known[cls] = _describe(cls, *_named[cls])
         return cls
 
     return register
@@ -265,11 +272,19 @@ def describe(cls: type[Any]) -> StateInfo:
     """
     info = _known.get(cls)
     if info is None:
-        info = _known[cls] = _describe(cls, f"{cls.__module__}.{cls.__qualname__}", 1, {})
+        named = _named.get(cls) or (f"{cls.__module__}.{cls.__qualname__}", 1, {})
+        try:
+            info = _known[cls] = _describe(cls, *named)
+        except NameError as error:
+            raise InvalidValue(
+                f"the annotations of {cls.__name__} cannot be read: {error}"
+            ) from error
     return info
 
 
 _known: WeakKeyDictionary[type[Any], StateInfo] = WeakKeyDictionary()
+_named: WeakKeyDictionary[type[Any], tuple[str, int, Mapping[int, Upgrade]]] = WeakKeyDictionary()
+"""What `state` was told of a class."""
 
 
 def _describe(
@@ -290,10 +305,7 @@ def _describe(
             f"session[{getattr(cls, '__name__', cls)!s}]: typed state must be a dataclass, an "
             "attrs class, a msgspec Struct or a pydantic model"
         )
-    try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError as error:
-        raise InvalidValue(f"the annotations of {cls.__name__} cannot be read: {error}") from error
+    hints = typing.get_type_hints(cls, include_extras=True)
     rules = {
         field: next(
             (m for m in getattr(hints.get(field), "__metadata__", ()) if isinstance(m, MergeRule)),

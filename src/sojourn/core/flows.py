@@ -344,8 +344,9 @@ def _replace(
         done.retries += 1
         if done.retries >= _TRIES:
             raise Conflict(f"other requests changed the session {done.retries} times meanwhile")
-        if done.retries > 2:
-            # Full jitter, so that many writers of one session do not stay in step.
+        if done.retries > 2 and done.retries % 2:
+            # Full jitter, so that many writers of one session do not stay in step. Not before each
+            # try: after a wait others have written, and the first one only reads what.
             spread = int.from_bytes(env.entropy(2)) / 65536
             yield Pause(spread * min(0.001 * 2 ** min(done.retries, 6), 0.05))
     done.wrote = True

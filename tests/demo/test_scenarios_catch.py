@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sojourn import Session, SessionManager
-from sojourn.core import flows
+from sojourn.core import opening
 from sojourn.testing import scenarios
 from sojourn.testing.scenarios import (
     PARALLEL,
@@ -156,7 +156,7 @@ def adopts_the_id_of_the_client(broken: Broken) -> None:
 
 @breaks("wrong_secret_opens_nothing")
 def does_not_compare_secrets(broken: Broken) -> None:
-    broken.patch.setattr(flows, "same_hash", lambda one, other: True)
+    broken.patch.setattr(opening, "same_hash", lambda one, other: True)
 
 
 @breaks("two_cookies_count_at_most_once")

@@ -602,7 +602,7 @@ def test_eviction_warning(
 
 
 def test_full(redis_program: str, tmp_path: Any) -> None:
-    """A server whose memory is full refuses new sessions and keeps the old ones."""
+    """A server whose memory is full refuses new sessions, keeps the old ones, and lets them end."""
     server = Server(redis_program, tmp_path)
     try:
         with contextlib.closing(from_url(server.url)) as store:
@@ -613,6 +613,8 @@ def test_full(redis_program: str, tmp_path: Any) -> None:
             with pytest.raises(StoreUnavailable, match="maxmemory"):
                 store.create(new_record(NOW))
             assert store.load(record.sid) == record
+            assert store.delete(record.sid, Ended(ENDING, "user", NOW, NOW + 60))
+            assert store.delete(record.sid, Ended(ENDED, "user", NOW, NOW + 60))
             assert store.delete(record.sid)
     finally:
         server.end()

@@ -109,10 +109,13 @@ return 1
 # Answers 0, or {1, hash of the user that it was a session of}.
 # Where replicas are to confirm, the mark is written even if there was nothing to do: a repeated
 # call then waits for the first one's write too.
+# It begins with a write that takes no memory, since a server whose memory is full refuses only the
+# first of a script: nobody must stay logged in because of that.
 DELETE = Script(
     _READ
     + r"""
 local key, sid, wanted = KEYS[1], ARGV[1], ARGV[2]
+redis.call('ZREM', KEYS[2], '')
 if ARGV[7] == '1' then redis.call('SET', KEYS[7], '', 'PX', 60000) end
 local head, reason = read(key)
 if not head and reason == 0 then return 0 end

@@ -138,6 +138,20 @@ def test_an_end_counts_more_than_a_version(status: int) -> None:
         assert (found.status, found.reason) == (status, "user")
 
 
+def test_one_that_is_ending_ends() -> None:
+    """Where the source has come to the end of a session, the target is brought there too."""
+    old, new = MemoryStore(), MemoryStore()
+    record = new_record(NOW)
+    for store, status in ((old, ENDED), (new, ENDING)):
+        store.create(record)
+        store.delete(record.sid, Ended(status, "user", NOW, NOW + 86400.0))
+    done = run(copy(lambda _: None), (old, new))
+
+    found = new.load(record.sid)
+    assert found is not None
+    assert (done.ended, found.status, found.data) == (1, ENDED, b"")
+
+
 def test_one_that_is_ending_is_not_claimed_at_once() -> None:
     """Its due time goes over to no store; it becomes a minute, in which its sweep can end it."""
     old, new = MemoryStore(), MemoryStore()

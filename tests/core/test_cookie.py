@@ -82,6 +82,7 @@ def test_a20_no_other_name(name: str) -> None:
     """A20: another spelling of the name, or no name at all, is another cookie."""
     assert tokens_in(f"{name}={TOKEN}", NAME) == []
     assert tokens_in(f"{name}={NAME}={TOKEN}", NAME) == []
+    assert tokens_in(f"{name}={TOKEN}; {NAME}=another", NAME) == []
 
 
 @pytest.mark.parametrize(

@@ -467,6 +467,14 @@ class SessionManager:
         self._note(done)
         return done if late else _with_owed(session, done)
 
+    def owed(self, session: Session) -> Committed:
+        """Return what the answer of a request that failed has to tell the browser all the same.
+
+        Nothing more of such a request is kept. But what it has committed before, or a lock has for
+        it, stands: a login whose cookie is not sent logs its visitor out.
+        """
+        return session._owed or _NOTHING_DONE
+
     # The same on an event loop.
 
     async def asession(
@@ -941,10 +949,10 @@ def _with_owed(session: Session, done: Committed) -> Committed:
     """Add what earlier commits of the request have to tell the browser: they had no answer yet."""
     owed: Committed | None = session._owed
     if owed is not None:
-        if done.token is None and done.sealed is None and not done.cleared:
+        if not done.tells:
             done.token, done.sealed, done.max_age = owed.token, owed.sealed, owed.max_age
         done.cleared |= owed.cleared
-    if done.token is not None or done.sealed is not None or done.cleared:
+    if done.tells:
         session._owed = done
     return done
 

@@ -677,6 +677,36 @@ def test_a_login_under_a_lock(make_site: MakeSite) -> None:
     assert site.visit(lambda session: [session.user, session["a"]]).body == b"['alice', 2]"
 
 
+@pytest.mark.parametrize("how", ["an error page", "the store is gone"])
+@pytest.mark.parametrize("what", ["login", "logout"])
+def test_what_a_request_has_committed_before_it_failed(
+    make_site: MakeSite, how: str, what: str
+) -> None:
+    """It stands, so the browser is told of it: or a login would log its visitor out."""
+    down: list[str] = []
+    plan = lambda verb, _: Fault.UNAVAILABLE if verb in down else None  # noqa: E731
+    site = make_site(FlakyStore(MemoryStore(), plan))
+    site.visit(lambda session: session.update(a=1))
+
+    def handler(session: Session) -> str:
+        session.login("alice") if what == "login" else session.logout()
+        commit(site, session)
+        session["a"] = 2
+        if how == "the store is gone":
+            down.extend(["create", "replace"])
+        return ""
+
+    answer = site.visit(handler, status=500 if how == "an error page" else 200)
+    down.clear()
+
+    assert answer.status == (500 if how == "an error page" else 503)
+    assert len(answer.all("Set-Cookie")) == 1
+    if what == "login":
+        assert site.visit(lambda session: [session.user, session["a"]]).body == b"['alice', 1]"
+    else:
+        assert "Max-Age=0" in answer.all("Set-Cookie")[0]
+
+
 def commit(site: Site, session: Session) -> None:
     """Commit as a blocking application does."""
     site.sessions.commit(session)

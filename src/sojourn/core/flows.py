@@ -83,6 +83,11 @@ class Committed(msgspec.Struct):
     dropped: str = ""
     events: list[tuple[str, str, str]] = []
 
+    @property
+    def tells(self) -> bool:
+        """Whether the browser has to know of it."""
+        return self.token is not None or self.sealed is not None or self.cleared
+
 
 def refresh(session: Session, env: Environment) -> Flow[None]:
     """Read a session anew that was just committed.

@@ -19,7 +19,7 @@ from sojourn.core.session import Session
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import Committed, SessionManager
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, checked, failure_of, too_late
-from sojourn.web.headers import Headers, with_session
+from sojourn.web.headers import Headers, with_owed, with_session
 
 __all__ = ["COMMIT", "KEY", "SessionMiddleware"]
 
@@ -214,8 +214,9 @@ class _Request:
         if session._load is None or session._failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
             try:
-                done = NOT_COMMITTED
-                if not self._broken:
+                if self._broken:
+                    done = sessions.owed(session)
+                else:
                     done = await sessions.acommit(session, late=closing)
             except (StoreUnavailable, Conflict, TooManySessions) as error:
                 await self.fail(error)
@@ -240,6 +241,8 @@ class _Request:
         """Answer with an error of ours."""
         log.error("%r: %s", self._path, error)
         status, _, headers, body = failure_of(error)
+        sessions = self.sessions
+        headers = with_owed(headers, sessions.owed(self.session), sessions.cookie, self.https)
         # Or it would hold the frames that hold the session that holds it.
         error.__traceback__ = None
         if self._bodiless:

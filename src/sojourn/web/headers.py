@@ -12,7 +12,7 @@ import re
 from sojourn.core.cookie import CookieSettings
 from sojourn.manager import Committed
 
-__all__ = ["Headers", "with_session"]
+__all__ = ["Headers", "with_owed", "with_session"]
 
 Headers = list[tuple[str, str]]
 
@@ -71,6 +71,11 @@ def with_session(headers: Headers, done: Committed, cookie: CookieSettings, http
         what = '"cookies", "storage"' if done.token is None else '"storage"'
         out.append(("Clear-Site-Data", what))
     return out
+
+
+def with_owed(headers: Headers, owed: Committed, cookie: CookieSettings, https: bool) -> Headers:
+    """Return the headers of an answer in place of the application's (`SessionManager.owed`)."""
+    return with_session(headers, owed, cookie, https) if owed.tells else headers
 
 
 def _names_cookie(vary: str) -> bool:

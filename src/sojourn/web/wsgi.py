@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sojourn.core.record import Client
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import SessionManager
-from sojourn.web.failure import ANSWERED, NOT_COMMITTED, checked, failure_of, too_late
-from sojourn.web.headers import with_session
+from sojourn.web.failure import ANSWERED, checked, failure_of, too_late
+from sojourn.web.headers import with_owed, with_session
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -146,7 +146,7 @@ class Request:
         if session._load is None or session._failure is not None:
             # Also where it could not be loaded: the page would be another if it could.
             try:
-                done = NOT_COMMITTED if self.broken else sessions.commit(session)
+                done = sessions.owed(session) if self.broken else sessions.commit(session)
             except (StoreUnavailable, Conflict, TooManySessions) as error:
                 return self.fail(error)
             if done.dropped == "store":
@@ -166,6 +166,8 @@ class Request:
         """Answer with an error of ours."""
         log.error("%s %s: %s", self.environ.get("REQUEST_METHOD"), self._path(), error)
         number, reason, headers, body = failure_of(error)
+        sessions, https = self.sessions, self.environ["wsgi.url_scheme"] == "https"
+        headers = with_owed(headers, sessions.owed(self.session), sessions.cookie, https)
         # Or it would hold the frames that hold the session that holds it.
         error.__traceback__ = None
         if self.environ.get("REQUEST_METHOD") == "HEAD":

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.web import resource, server
 from zope.interface import implementer
 
-from sojourn.errors import StoreUnavailable
+from sojourn.errors import Conflict, StoreUnavailable
 from sojourn.stores.memory import MemoryStore
 from sojourn.web.twisted import Request
 from sojourn.web.twisted.driver import LIMIT
@@ -900,3 +900,84 @@ def test_a_conflict_at_the_commit(make_web: MakeWeb) -> None:
 
     assert web.visit(handler).status == 409
     assert web.visit(read).body == b"6"
+
+
+# What was committed before the head.
+
+
+def login_and_commit(then: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Log in, commit at once, and go on."""
+
+    def handler(request: Any) -> Any:
+        async def work() -> None:
+            session = request.getSession()
+            session.login("alice")
+            await session.commit()
+            then(request)
+
+        defer.ensureDeferred(work()).addErrback(request.processingFailed)
+        return LATER
+
+    return handler
+
+
+def error_page(request: Any) -> None:
+    request.setResponseCode(500)
+    good_page(request)
+
+
+def good_page(request: Any) -> None:
+    request.write(b"page")
+    request.finish()
+
+
+def fails(request: Any) -> None:
+    raise RuntimeError("as it is meant to")
+
+
+def conflict(request: Any) -> None:
+    raise Conflict("as it is meant to")
+
+
+def who(request: Any) -> str:
+    return repr(request.getSession().user)
+
+
+@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [(good_page, 200), (error_page, 500), (fails, 500), (conflict, 409)],
+)
+def test_a_login_that_is_committed_before_the_head(
+    web: Web, then: Callable[[Any], object], status: int, new: bool
+) -> None:
+    """It stands whatever comes after it, and its cookie is sent: or it would be a logout."""
+    if not new:
+        web.visit(count)
+    former = web.cookie
+
+    answer = web.visit(login_and_commit(then))
+
+    assert answer.status == status
+    assert web.cookie not in ("", former)
+    assert web.visit(who).body == b"'alice'"
+
+
+def test_a_commit_after_the_head_makes_no_new_session(web: Web) -> None:
+    """Its cookie could not be sent any more."""
+
+    def handler(request: Any) -> Any:
+        async def work() -> None:
+            session = request.getSession()
+            request.write(b"one ")
+            session["a"] = 1
+            assert (await session.commit()).dropped == "late"
+            good_page(request)
+
+        defer.ensureDeferred(work())
+        return LATER
+
+    answer = web.visit(handler)
+
+    assert (answer.body, answer.all("Set-Cookie")) == (b"one page", [])
+    assert "create" not in web.verbs

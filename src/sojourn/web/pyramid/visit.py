@@ -18,8 +18,8 @@ from sojourn.core.cookie import tokens_in
 from sojourn.core.record import Client
 from sojourn.errors import Conflict, SojournError, StoreUnavailable, TooManySessions
 from sojourn.manager import SessionManager
-from sojourn.web.failure import NOT_COMMITTED, failure_of, too_late
-from sojourn.web.headers import with_session
+from sojourn.web.failure import failure_of, too_late
+from sojourn.web.headers import with_owed, with_session
 from sojourn.web.pyramid.old_cookie import OldCookie, Taken
 from sojourn.web.pyramid.session import Session
 from sojourn.web.wsgi import Body
@@ -145,7 +145,7 @@ class Visit:
         try:
             if taken is not None:
                 taken.renew(session)
-            done = NOT_COMMITTED if self.broken else sessions.commit(session)
+            done = sessions.owed(session) if self.broken else sessions.commit(session)
         except (StoreUnavailable, Conflict, TooManySessions) as error:
             self.refuse(response, error)
             return
@@ -171,6 +171,9 @@ class Visit:
         """
         log.error("%s: %s", self._where(), error)
         number, reason, headers, body = failure_of(error)
+        sessions, session = self.sessions, self.session
+        if session is not None:
+            headers = with_owed(headers, sessions.owed(session), sessions.cookie, self._https)
         # Or it would hold the frames that hold the session that holds it.
         error.__traceback__ = None
         close = getattr(response.app_iter, "close", None)

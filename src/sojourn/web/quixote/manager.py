@@ -31,7 +31,7 @@ from sojourn.errors import (
 )
 from sojourn.manager import Committed
 from sojourn.manager import SessionManager as Sessions
-from sojourn.web.failure import ANSWERED, NOT_COMMITTED, too_late
+from sojourn.web.failure import ANSWERED, too_late
 from sojourn.web.quixote.answers import Failed, Refusal, tell
 from sojourn.web.quixote.session import Session, Visit
 from sojourn.web.quixote.stores import check_server
@@ -131,7 +131,7 @@ class SessionManager:
             return
         error = sys.exc_info()[1]
         # What the page committed by itself stays done, and the browser has to know.
-        done = visit.core._owed or NOT_COMMITTED
+        done = self.sessions.owed(visit.core)
         if self.sessions.commit_on_error:
             try:
                 done = self._commit(request, visit)
@@ -353,8 +353,8 @@ class SessionManager:
         log.error("%s %r: %s", request.get_method(), request.get_path(), error)
         request.response = Refusal(error)
         visit.leave()
-        owed = visit.core._owed
-        if owed is not None:
+        owed = self.sessions.owed(visit.core)
+        if owed.tells:
             self._tell(request, visit, owed)
         # Or it would hold the frames that hold the session that holds it.
         error.__traceback__ = None

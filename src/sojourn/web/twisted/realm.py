@@ -33,7 +33,7 @@ from sojourn.web.twisted.live import LiveSession
 if TYPE_CHECKING:
     from sojourn.web.twisted.session import DurableSession
 
-__all__ = ["Entry", "Live", "Realm", "manager_of", "realm_of"]
+__all__ = ["Entry", "Live", "Realm", "manager_of", "realm_of", "with_owed"]
 
 _NOBODY = Client()
 _REALM = "_twisted_realm"
@@ -441,14 +441,14 @@ class Realm:
             if face is not None and not live.over:
                 face._collect()
             if not live.shared:
-                return _with_owed(entry, sessions.commit(core, late=late), late)
+                return with_owed(entry, sessions.commit(core, late=late), late)
             if core._settled():
-                return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
+                return self._next(live, with_owed(entry, NOT_COMMITTED, late))
             if self.at_once and sessions._handlers is None:
                 return self._next(live, self._commit_at_once(entry, late))
             fork = core.fork(entry.opened)
             if fork is None:
-                return self._next(live, _with_owed(entry, NOT_COMMITTED, late))
+                return self._next(live, with_owed(entry, NOT_COMMITTED, late))
         except BaseException:
             self._next(live, None)
             raise
@@ -472,7 +472,7 @@ class Realm:
         def committed(done: Committed) -> Committed:
             sessions._note(done)
             self._take_in(entry, fork, core._record, done)
-            return _with_owed(entry, done, late)
+            return with_owed(entry, done, late)
 
         live.busy = True
         try:
@@ -502,7 +502,7 @@ class Realm:
         core._opened = entry.opened
         changes = core._collect()
         if not changes and core._nothing_else():
-            return _with_owed(entry, NOT_COMMITTED, late)
+            return with_owed(entry, NOT_COMMITTED, late)
         try:
             done = run(flows.commit(core, sessions._env, late, changes), self.port.store)
         except SojournError as error:
@@ -512,7 +512,7 @@ class Realm:
             done = sessions._uncommitted(error, core)
         sessions._note(done)
         self._take_in(entry, core, before, done)
-        return _with_owed(entry, done, late)
+        return with_owed(entry, done, late)
 
     def _next(self, live: Live, answer: Any) -> Any:
         """Let the next one commit who waits for that."""
@@ -539,7 +539,7 @@ class Realm:
                 live.face._refresh()
             if live.pinned:
                 self.watch(live)
-        if speaker is not entry and speaker in live.entries and _tells(done):
+        if speaker is not entry and speaker in live.entries and done.tells:
             # Its answer tells the browser, and this one does not.
             _owe(speaker, done)
             done.token, done.sealed, done.max_age, done.cleared = None, None, None, False
@@ -763,24 +763,20 @@ def _own(entry: Entry) -> list[Token]:
     return [token]
 
 
-def _tells(done: Committed) -> bool:
-    return done.token is not None or done.sealed is not None or done.cleared
-
-
 def _owe(entry: Entry, done: Committed) -> None:
     """Note what the browser is to be told in a request's answer."""
     owed = Committed(done.token, done.sealed, done.max_age, done.cleared)
     before = entry.owed
     if before is not None:
-        if owed.token is None and owed.sealed is None and not owed.cleared:
+        if not owed.tells:
             owed.token, owed.sealed, owed.max_age = before.token, before.sealed, before.max_age
         owed.cleared |= before.cleared
     entry.owed = owed
 
 
-def _with_owed(entry: Entry, done: Committed, late: bool) -> Committed:
+def with_owed(entry: Entry, done: Committed, late: bool) -> Committed:
     """Add what earlier commits have to tell the browser: they had no answer yet."""
-    if _tells(done):
+    if done.tells:
         _owe(entry, done)
     owed = entry.owed
     if late or owed is None:

@@ -25,7 +25,7 @@ from sojourn.manager import Committed
 from sojourn.web.failure import ANSWERED, NOT_COMMITTED, failure_of, too_late
 from sojourn.web.headers import with_session
 from sojourn.web.twisted._log import log
-from sojourn.web.twisted.realm import Entry, Realm, _tells
+from sojourn.web.twisted.realm import Entry, Realm, with_owed
 from sojourn.web.twisted.session import CURRENT, durable
 
 __all__ = ["DurableRequest", "Request", "adopt", "durable_factory"]
@@ -496,7 +496,8 @@ class DurableRequest(_Base):
         if not late:
             _up_to_date(entry)
         if self._broken:
-            return NOT_COMMITTED
+            # What was committed before it failed stands, and the browser has to know.
+            return with_owed(entry, NOT_COMMITTED, late)
         if entry.lost is not None:
             raise entry.lost
 
@@ -585,7 +586,7 @@ class DurableRequest(_Base):
             if done.dropped == "store":
                 # It goes on without; to try again at the end would only wait again.
                 self._broken = True
-            if not _tells(done) and not _speaks_of_caches(headers):
+            if not done.tells and not _speaks_of_caches(headers):
                 # What `with_session` comes to then.
                 headers.setRawHeaders(b"Vary", [b"Cookie"])
                 headers.setRawHeaders(b"Cache-Control", [b"private"])
@@ -616,6 +617,15 @@ class DurableRequest(_Base):
                     elif value not in (headers.getRawHeaders(name) or ()):
                         headers.addRawHeader(name, value)
         self._merge_cookies()
+
+    def _tell_owed(self) -> None:
+        """Tell the browser of what was committed before this request failed."""
+        told: dict[bool, Committed] = {}
+        for entry in self._uses():
+            if entry.owed is not None:
+                self._note(entry, with_owed(entry, NOT_COMMITTED, False), told)
+        if told:
+            self._set_headers(told)
 
     def _merge_cookies(self) -> None:
         """Send the cookies that were set as raw headers too: those of WSGI and CGI applications."""
@@ -678,10 +688,12 @@ class DurableRequest(_Base):
             self.setResponseCode(status)
             for title, value in ours:
                 headers.setRawHeaders(title, [value])
+            self._tell_owed()
             super().write(body)
             self._leave()
             super().finish()
         else:
+            self._tell_owed()
             super().processingFailed(reason)
             self._leave()
         self._replaced = True

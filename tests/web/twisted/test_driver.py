@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock as ReactorClock
@@ -21,8 +24,9 @@ from sojourn.manager import SessionManager
 from sojourn.stores.base import Promises
 from sojourn.stores.memory import MemoryStore
 from sojourn.testing import Clock, new_record
+from sojourn.web.twisted import driver
 from sojourn.web.twisted.deferred import DeferredSessions
-from sojourn.web.twisted.driver import DeferredPort, Port, ThreadPort, drive, port_of
+from sojourn.web.twisted.driver import LIMIT, DeferredPort, Port, ThreadPort, drive, port_of
 from sojourn.web.twisted.realm import realm_of
 
 from .kit import DeferredStore, Web
@@ -262,6 +266,66 @@ def test_sqlite_waits_for_a_lock_in_a_thread(tmp_path: Path) -> None:
     web.sessions.close()
 
 
+class Hanging:
+    """A blocking store that answers when the test lets it."""
+
+    promises = msgspec.structs.replace(MemoryStore.promises, inline=False)
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers = threading.Semaphore(0)
+
+    def load(self, sid: str) -> None:
+        self.asked.append(sid)
+        self.answers.acquire()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_waits_too_long_for_a_thread(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is not asked any more: nobody waits for that, or the process is about to end."""
+    now = 1000.0
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: now))
+    reactor, store = Reactor(), Hanging()
+    port = ThreadPort(store, reactor)
+    answers: list[Any] = []
+
+    def ask(sid: str) -> None:
+        port.make(Load(sid)).addBoth(answers.append)
+
+    def answered(number: int) -> None:
+        while len(answers) < number:
+            with reactor.woken:
+                assert reactor.woken.wait_for(lambda: reactor.asked, 20)
+                reactor.asked.pop(0)()
+
+    for number in range(20):
+        ask(f"early {number}")
+    store.answers.release()
+    answered(1)
+    if ends:
+        stopping = threading.Thread(target=reactor.at_shutdown)
+        stopping.start()
+        while math.isinf(port._threads.ends):
+            stopping.join(0.01)
+        now += driver._ENDING + 1
+    else:
+        now += LIMIT + 1
+        ask("late")
+    for _ in range(30):
+        store.answers.release()
+    answered(20 if ends else 21)
+    if ends:
+        stopping.join()
+    else:
+        reactor.at_shutdown()
+
+    refused = [one.value for one in answers if one is not None]
+    # Those that were under way by then are brought to their end.
+    assert 20 - len(refused) == sum(one.startswith("early") for one in store.asked) <= 9
+    assert all(type(one) is StoreUnavailable for one in refused)
+    assert ("late" in store.asked) is not ends
+
+
 def test_an_asyncio_store_without_its_reactor() -> None:
     """It says what is wrong, and what to do."""
 
@@ -309,20 +373,13 @@ def test_handlers() -> None:
 
 
 def test_a_blocking_handler() -> None:
-    """It is given to a thread of the reactor's: it may block."""
+    """It is given to a thread, as it may block; also while all of the reactor's are at work."""
 
-    class WithPool(Reactor):
-        def __init__(self) -> None:
-            from twisted.python.threadpool import ThreadPool
-
-            super().__init__()
-            self.pool = ThreadPool(0, 1)
-            self.pool.start()
-
+    class AllBusy(Reactor):
         def getThreadPool(self) -> Any:
-            return self.pool
+            raise AssertionError("what is given to these may wait for this very request")
 
-    reactor = WithPool()
+    reactor = AllBusy()
     web = Web(reactor=reactor)
     told: list[int] = []
     web.sessions.on_created(lambda session: told.append(threading.get_ident()))
@@ -332,7 +389,7 @@ def test_a_blocking_handler() -> None:
         with reactor.woken:
             assert reactor.woken.wait_for(lambda: reactor.asked, 20)
             reactor.asked.pop(0)()
-    reactor.pool.stop()
+    reactor.at_shutdown()
 
     assert wire.take().body == b"1"
     assert told != []

@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
+import math
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -46,6 +48,8 @@ T = TypeVar("T")
 
 LIMIT = 30.0
 """Seconds after which a call counts as unanswered. Stores have shorter limits of their own."""
+_ENDING = 2.0
+"""Seconds in which a process that ends still begins calls that wait for a thread."""
 _THREADS = 8
 
 _ATTEMPTS: dict[type[Call], tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
@@ -72,6 +76,7 @@ class Port:
     def __init__(self, store: Any, reactor: Any) -> None:
         self.store = store
         self.reactor = reactor
+        self.handlers = _Threads(reactor, "sojourn-handlers")
 
     def make(self, call: Call) -> Any:
         """Make one call."""
@@ -89,7 +94,7 @@ class ThreadPort(Port):
         super().__init__(store, reactor)
         self.inline = bool(getattr(store.promises, "inline", False))
         self._attempt: Callable[..., Any] | None = getattr(store, "attempt", None)
-        self._pool: ThreadPool | None = None
+        self._threads = _Threads(reactor, "sojourn-store")
 
     def make(self, call: Call) -> Any:
         if self._attempt is not None:
@@ -107,18 +112,47 @@ class ThreadPort(Port):
         return self._in_thread(partial(call.on, Desk(self.store, handlers)))
 
     def _in_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
-        # Not the reactor's: when slow work of the application fills that, requests would wait for
-        # it, and for ever where it waits for a request.
+        threads, asked = self._threads, time.monotonic()
+
+        def in_time() -> Any:
+            # After that nobody waits for it any more. And a store that hangs is not to keep a
+            # process from its end, however many calls wait for it.
+            if time.monotonic() > min(asked + LIMIT, threads.ends):
+                raise StoreUnavailable("the store was not asked: too many calls waited for it")
+            return work()
+
+        return _limited(threads.call(in_time), self.reactor)
+
+
+class _Threads:
+    """Threads of our own, begun on first use.
+
+    Not the reactor's: when slow work of the application fills those, requests would wait for it,
+    and for ever where it waits for a request, as a WSGI application does.
+
+    Attributes:
+        ends: until when what waits for a thread is still begun, in monotonic seconds.
+    """
+
+    def __init__(self, reactor: Any, name: str) -> None:
+        self.ends = math.inf
+        self._reactor = reactor
+        self._name = name
+        self._pool: ThreadPool | None = None
+
+    def call(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Call something in one of them."""
         pool = self._pool
         if pool is None:
-            pool = self._pool = _Pool(0, _THREADS, "sojourn-store")
+            pool = self._pool = _Pool(0, _THREADS, self._name)
             pool.start()
-            self.reactor.addSystemEventTrigger("during", "shutdown", self._stop)
+            self._reactor.addSystemEventTrigger("during", "shutdown", self._stop)
             atexit.register(self._stop)
-        return _limited(deferToThreadPool(self.reactor, pool, work), self.reactor)
+        return deferToThreadPool(self._reactor, pool, work, *arguments)
 
     def _stop(self) -> None:
         atexit.unregister(self._stop)
+        self.ends = time.monotonic() + _ENDING
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
@@ -357,16 +391,14 @@ def _call_back(callback: Handler, sid: str, reason: str) -> None:
 
 
 async def _tell(handlers: Handlers, event: str, arguments: tuple[Any, ...], port: Port) -> Any:
-    """Run handlers: coroutine functions in the reactor's thread, others in a thread."""
+    """Run handlers: coroutine functions in the reactor's thread, others in a thread of ours."""
     failed = []
     for name, handler in list(handlers._by_event.get(event, {}).items()):
         try:
             if inspect.iscoroutinefunction(handler):
                 await handler(*arguments)
             elif hasattr(port.reactor, "getThreadPool"):
-                await deferToThreadPool(
-                    port.reactor, port.reactor.getThreadPool(), handler, *arguments
-                )
+                await port.handlers.call(handler, *arguments)
             else:
                 # A clock in place of a reactor, in a test, has no threads.
                 handler(*arguments)

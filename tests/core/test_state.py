@@ -653,6 +653,49 @@ def test_older_state_that_came_meanwhile(world: Any) -> None:
     assert world.open(token)[Two].total == 16
 
 
+@pytest.mark.parametrize("how", ["delete", "clear"])
+def test_deleted_by_another_request(world: Any, how: str) -> None:
+    """What was there before a deletion does not come back; what was done since it began does."""
+    token = world.visit(a=1)
+    session = world.open(token)
+    session[Ruled] = Ruled(total=5, best=2.0, log=["old"], tags={"old"}, plain=7)
+    world.commit(session)
+    mine, theirs = world.open(token), world.open(token)
+    mine[Ruled].total += 1
+    mine[Ruled].log.append("new")
+    mine[Ruled].plain = 8
+    if how == "clear":
+        theirs.clear()
+    else:
+        del theirs[Ruled]
+    world.commit(theirs)
+    world.commit(mine)
+
+    assert world.open(token)[Ruled] == Ruled(total=1, log=["new"], plain=8)
+
+
+def test_set_after_a_deletion_by_another_request(world: Any) -> None:
+    """State that a request sets is set as a whole; so is that of a class with no defaults."""
+
+    @dataclass
+    class Whole:
+        number: Annotated[int, Add]
+
+    token = world.visit(a=1)
+    first = world.open(token)
+    first[Ruled], first[Whole] = Ruled(total=5, plain=7), Whole(5)
+    world.commit(first)
+    mine, theirs = world.open(token), world.open(token)
+    mine[Ruled] = Ruled(total=6, plain=7)
+    mine[Whole].number += 1
+    theirs.clear()
+    world.commit(theirs)
+    world.commit(mine)
+
+    back = world.open(token)
+    assert (back[Ruled], back[Whole]) == (Ruled(total=6, plain=7), Whole(6))
+
+
 def test_a_damaged_state_can_be_assigned(world: Any) -> None:
     """Assigning over damaged state gives a fresh session with that state."""
     session = world.open()

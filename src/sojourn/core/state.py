@@ -199,10 +199,11 @@ class StateInfo(NamedTuple):
         Raises:
             Conflict: the other one wrote a newer version of the state.
         """
-        if theirs is None:
-            return mine
         try:
-            other = self.decode(theirs)
+            # Deleted meanwhile: what this request changed, it would have changed in a new one.
+            other = self.new() if theirs is None else self.decode(theirs)
+        except InvalidValue:
+            return mine  # None is made by itself.
         except StateMismatch as error:
             raise Conflict(f"{error}; the changes of this request cannot be merged") from error
         base = self.new() if loaded is None else self.decode(loaded)
@@ -215,7 +216,11 @@ class StateInfo(NamedTuple):
                 msgspec.structs.force_setattr(value, name, merged)
             else:
                 object.__setattr__(value, name, merged)
-        return self.encode(value, self.unknown(theirs))
+        return self.encode(value, None if theirs is None else self.unknown(theirs))
+
+    def assign(self, loaded: bytes | None, theirs: bytes | None, mine: bytes) -> bytes:
+        """As `merge`, for state that this request set: where it was deleted, it is set again."""
+        return mine if theirs is None else self.merge(loaded, theirs, mine)
 
     def _open(self, segment: bytes) -> tuple[int, msgspec.Raw]:
         try:

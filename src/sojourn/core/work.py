@@ -98,7 +98,8 @@ class Held:
             unknown = info.unknown(self.loaded)
             if unknown:
                 mine = info.encode(self.value, unknown)
-        return Operation(Kind.STATE, (self.loaded, mine, info.merge))
+        merge = info.merge if before else info.assign
+        return Operation(Kind.STATE, (self.loaded, mine, merge))
 
 
 def bring_up_to_date(values: dict[str, bytes], cache: dict[Any, Any], data: bytes) -> None:

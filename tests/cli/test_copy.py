@@ -92,6 +92,14 @@ def test_a_second_run_writes_nothing(urls: tuple[str, str]) -> None:
     assert "Copied 0; there already 70" in again.output
 
 
+def test_an_empty_source_is_told(urls: tuple[str, str]) -> None:
+    """A misspelt URL is that of an empty store, all of which is in the target: it says so."""
+    done = copied(*urls)
+
+    assert done.exit_code == 0
+    assert "The source holds no records; is its URL the right one?" in done.output
+
+
 def test_verify_only_copies_nothing(urls: tuple[str, str]) -> None:
     """It says what is missing, and fails."""
     fill(open_store(urls[0]), 7)

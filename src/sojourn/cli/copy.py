@@ -122,6 +122,8 @@ def _report(console: Console, total: int, copied: Copied | None, compared: Compa
             f"[yellow]{unread:,} of {total:,} records of the source could not be read[/yellow] "
             "(damaged, or gone meanwhile)."
         )
+    if not total:
+        console.print("[yellow]The source holds no records[/yellow]; is its URL the right one?")
     console.print(f"Source: {compared.records:,} records, digest {compared.digest:032x}")
     console.print(f"Target: {compared.found:,} of these, digest {compared.target_digest:032x}")
     if compared.others:

@@ -11,9 +11,8 @@ from serving import seconds, serve
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.web.http import Request
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
+from twisted.web.server import NOT_DONE_YET, Request
 
 from sojourn import SessionManager
 from sojourn.web.twisted import SessionSite
@@ -36,7 +35,8 @@ class DelayedVisits(Resource):
     isLeaf = True
 
     def render_GET(self, request: Request) -> int:
-        Deferred.fromCoroutine(self.answer(request))
+        answering = Deferred.fromCoroutine(self.answer(request))
+        answering.addErrback(request.processingFailed)
         return NOT_DONE_YET
 
     async def answer(self, request: Request) -> None:

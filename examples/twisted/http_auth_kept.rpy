@@ -2,7 +2,8 @@
 
 $ twistd -n web --listen tcp:8880 --path examples/twisted
 
-Passwords are in httpd.password, beside this script: alice's is "swordfish".
+Passwords are in httpd.password, beside this script: alice's is "swordfish". The server shows that
+file to everyone who asks for it, as all that lies there: keep yours outside of what is served.
 """
 
 from twisted.cred.checkers import FilePasswordDB

@@ -3,8 +3,10 @@
 $ python examples/twisted/interrupted.py
 
 Ask for http://127.0.0.1:8880/ with curl and end it with Control-C within five seconds: the work
-is called off. /patience counts in the session how often that was, and shows it at /; what is
-changed when the client has gone is kept too.
+is called off. /visits also counts in the session how often that was, and /patience shows it: what
+is changed when the client has gone is kept too. A session begins with a page that arrives and
+writes to it, which none does here: get one from /visits of asynchronous.py, started in the same
+folder, and go on with its cookie (`curl -c jar` there, `curl -b jar` here).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ $ python scripts.py
 /date is a shell script, /visits a Python script that finds the same session as the pages of
 Twisted's around it: the child gets its cookie, also where the session is new. /filtered is that
 script handed to an interpreter. The children run in this folder, so the database lies here.
+/visits is run by the python3 of PATH, which must have Sojourn: activate its environment first.
 `twistd -n web --path examples/twisted` serves *.cgi too.
 """
 

@@ -1,7 +1,6 @@
 """The same without `cache()`, kept under an unmodified server.
 
-$ cd examples/twisted
-$ PYTHONPATH=. twistd -n web --listen tcp:8880 --path .
+$ PYTHONPATH=examples/twisted twistd -n web --listen tcp:8880 --path examples/twisted
 
 This script is run at each request, so its interface is in a module, which is imported once.
 """

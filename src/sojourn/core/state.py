@@ -218,10 +218,6 @@ class StateInfo(NamedTuple):
                 object.__setattr__(value, name, merged)
         return self.encode(value, None if theirs is None else self.unknown(theirs))
 
-    def assign(self, loaded: bytes | None, theirs: bytes | None, mine: bytes) -> bytes:
-        """As `merge`, for state that this request set: where it was deleted, it is set again."""
-        return mine if theirs is None else self.merge(loaded, theirs, mine)
-
     def _open(self, segment: bytes) -> tuple[int, msgspec.Raw]:
         try:
             version, fields = _open(codec.unchecked(segment))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sojourn.core import codec
@@ -98,8 +100,15 @@ class Held:
             unknown = info.unknown(self.loaded)
             if unknown:
                 mine = info.encode(self.value, unknown)
-        merge = info.merge if before else info.assign
+        merge = info.merge if before else partial(_assign, info.merge)
         return Operation(Kind.STATE, (self.loaded, mine, merge))
+
+
+def _assign(
+    merge: Callable[..., bytes], loaded: bytes | None, theirs: bytes | None, mine: bytes
+) -> bytes:
+    """Merge state that a request set: where another one deleted it, it is set all the same."""
+    return mine if theirs is None else merge(loaded, theirs, mine)
 
 
 def bring_up_to_date(values: dict[str, bytes], cache: dict[Any, Any], data: bytes) -> None:

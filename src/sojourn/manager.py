@@ -835,7 +835,8 @@ class SessionManager:
         the lock are not held up; what they change is merged as always.
 
         Args:
-            session: a session that is in the store already; a new one needs no lock.
+            session: which. A new one needs no lock, as nobody else can have it, and is kept by
+                the request's own commit.
             wait: how many seconds to wait for the lock at most.
             lease: after how many seconds the lock ends by itself, should this process die.
 
@@ -845,7 +846,10 @@ class SessionManager:
 
         What is raised inside it undoes what was done to the session under the lock.
         """
-        self._may_be_exclusive(session)
+        if session.is_new:
+            with _undone(session):
+                yield session
+            return
         self.commit(session)
         name, owner = session.sid, self._owner()
         try:
@@ -868,7 +872,10 @@ class SessionManager:
         self, session: Session, *, wait: float = 10.0, lease: float = 30.0
     ) -> AsyncIterator[Session]:
         """As `exclusive`."""
-        self._may_be_exclusive(session)
+        if session.is_new:
+            with _undone(session):
+                yield session
+            return
         await self.acommit(session)
         name, owner = session.sid, self._owner()
         try:
@@ -890,12 +897,6 @@ class SessionManager:
     def _owner(self) -> str:
         """Return a name for a lock's holder that no other has, in any process."""
         return self._env.entropy(12).hex()
-
-    def _may_be_exclusive(self, session: Session) -> None:
-        if session.is_new:
-            raise Conflict(
-                "exclusive() is for a session that is in the store; commit this new one first"
-            )
 
     # Inside.
 
@@ -1004,6 +1005,16 @@ class _Rest:
                 waits_for = step(value)
             except StopIteration as stop:
                 return stop.value
+
+
+@contextlib.contextmanager
+def _undone(session: Session) -> Iterator[None]:
+    """Undo what was done to a session where that raises."""
+    try:
+        yield
+    except BaseException:
+        session._abandon()
+        raise
 
 
 def _locked(name: str, wait: float) -> Conflict:

@@ -22,6 +22,7 @@ def test_masked_anew() -> None:
     for half in (slice(0, 40), slice(46, 86)):
         assert len({token[half] for token in tokens}) == 1000
     assert all(csrf.check(SALT, token) for token in tokens)
+    assert all(csrf.check(SALT, token.encode()) for token in tokens)
 
 
 def test_every_changed_bit_is_seen() -> None:

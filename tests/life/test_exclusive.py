@@ -191,8 +191,23 @@ def test_ended_while_waiting(life: Life) -> None:
     life.do("end", sid_of(cookie))
     with pytest.raises(SessionEnded), Lock(life, session):
         raise AssertionError
-    with pytest.raises(Conflict, match="commit this new one"), Lock(life, life.open(cookie)):
-        raise AssertionError
+
+
+def test_a_new_session(life: Life) -> None:
+    """Nobody else can have it: it is worked on at once, and kept by the request's own commit."""
+    session = life.open("")
+    with Lock(life, session):
+        session["n"] = 1
+    assert session.is_new
+    with pytest.raises(ZeroDivisionError), Lock(life, session):
+        session["n"] = 1 // 0
+    assert dict(session) == {}
+    with Lock(life, session):
+        session["n"] = 2
+    life.commit(session)
+
+    assert session.get("n") == 2
+    assert not session.is_new
 
 
 def test_eight_threads_lose_nothing(make_store: Callable[[bool], Any], clock: Clock) -> None:

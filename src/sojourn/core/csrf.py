@@ -24,11 +24,15 @@ def form_token(salt: bytes, entropy: Entropy) -> str:
 
 
 def check(salt: bytes, token: object) -> bool:
-    """Tell whether a token that came in is one of this salt; anything at all may come in."""
-    if not salt or not isinstance(token, str) or len(token) != 86:
+    """Tell whether a token that came in is one of this salt; anything at all may come in.
+
+    Forms are text in most frameworks, and bytes in Twisted.
+    """
+    if not salt or not isinstance(token, (str, bytes)) or len(token) != 86:
         return False
     try:
-        raw = urlsafe_b64decode(token.encode("ascii") + b"==")
+        plain = token.encode("ascii") if isinstance(token, str) else token
+        raw = urlsafe_b64decode(plain + b"==")
     except ValueError:
         return False
     if len(raw) != 2 * _SIZE:

@@ -696,6 +696,8 @@ class Session(MutableMapping[str, Any]):
         """Forget what was done to it since it was loaded or committed."""
         if self._record is not None:
             self._reread(self._record, self._data)
+        else:
+            self._restart()
 
     def _reread(self, record: Record, data: bytes) -> None:
         """Stand for the record as it is now; what was handed out before is watched no more."""

@@ -81,7 +81,9 @@ def test_two_servers(folder: Path) -> None:
 
 def test_files(folder: Path) -> None:
     """A folder is served as by `twistd web`, and files cost no session."""
-    command = [*TWISTD, "sojourn", "--path", ".", "--listen", "tcp:0"]
+    (folder / "site").mkdir()
+    (folder / "index.html").rename(folder / "site" / "index.html")
+    command = [*TWISTD, "sojourn", "--path", "site", "--listen", "tcp:0"]
     with running(command, folder) as server:
         page = Browser(server).get("/index.html")
 
@@ -115,6 +117,8 @@ def test_it_sweeps(folder: Path) -> None:
         (["--store", "nosuch://x"], "--store: no store is known by the scheme 'nosuch'"),
         (["--personal"], "--personal publishes a site to another server"),
         (["--wsgi", "shop.nothing"], "No such WSGI application"),
+        (["--path", "."], "sessions.db lies in what --path gives to everybody"),
+        (["--path", ".", "--store", "directory:///a/b"], "lies in what --path gives"),
     ],
 )
 def test_wrong_options(folder: Path, arguments: list[str], message: str) -> None:

@@ -902,6 +902,16 @@ def test_a_conflict_at_the_commit(make_web: MakeWeb) -> None:
     assert web.visit(read).body == b"6"
 
 
+def test_what_visitors_bring_about_is_one_line(web: Web, logged: Logged) -> None:
+    """A form of another session: a 403, and no traceback that fills the log."""
+    answer = web.visit(lambda request: request.getSession().check_csrf(b"A" * 86))
+
+    assert answer.status == 403
+    (event,) = logged
+    assert "the form token is missing or is not of this session" in event["error"]
+    assert "log_failure" not in event
+
+
 # What was committed before the head.
 
 

@@ -1097,6 +1097,23 @@ def test_exclusive(web: Web) -> None:
     assert web.visit(lambda r: str(r.getSession()["n"])).body == b"3"
 
 
+def test_exclusive_of_a_new_session(web: Web) -> None:
+    """Nobody else can have it: it is there at once, and kept with the answer."""
+
+    def handler(request: Any) -> object:
+        async def work() -> None:
+            session = await request.getSession().exclusive()
+            session["n"] = 1
+            request.write(b"done")
+            request.finish()
+
+        defer.ensureDeferred(work()).addErrback(request.processingFailed)
+        return LATER
+
+    assert web.visit(handler).body == b"done"
+    assert web.visit(lambda r: str(r.getSession()["n"])).body == b"1"
+
+
 def test_exclusive_of_two_processes(web: Web) -> None:
     """The other process waits too; who waits too long gets 409, and nothing of it is kept."""
     web.visit(lambda r: r.getSession().add("n"))

@@ -634,10 +634,11 @@ class Realm:
             return waiting
         if live.lock is not None and live.lock.entry is entry:
             return as_deferred(live.face)
-        if live.core.is_new or not live.shared:
-            raise Conflict(
-                "exclusive() is for a session that is in the store; there is nothing to lock yet"
-            )
+        if not live.shared:
+            raise Conflict("exclusive(): a session that its cookie holds cannot be locked")
+        if live.core.is_new:
+            # Nobody else can have it yet.
+            return as_deferred(live.face)
         owner, env = self.sessions._owner(), self.sessions._env
         held = Lock(entry, owner, lease)
         turn: Deferred[None] = Deferred()

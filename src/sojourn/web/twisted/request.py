@@ -683,7 +683,11 @@ class DurableRequest(_Base):
         del self.cookies[:]
         self.etag = self.lastModified = None
         if isinstance(error, (StoreUnavailable, *ANSWERED)):
-            log.failure("{uri}: {error}", reason, uri=self.uri, error=str(error))
+            if isinstance(error, StoreUnavailable):
+                log.failure("{uri}: {error}", reason, uri=self.uri, error=str(error))
+            else:
+                # Visitors bring these about: no traceback for each.
+                log.warn("{uri}: {error}", uri=self.uri, error=str(error))
             status, _, ours, body = failure_of(error)
             self.setResponseCode(status)
             for title, value in ours:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
 from twisted.application.service import MultiService
 from twisted.python import usage
 from twisted.web import tap
@@ -53,6 +56,14 @@ class Options(tap.Options):
             self["sessions"] = SessionManager(self["store"])
         except ConfigurationError as error:
             raise usage.UsageError(f"--store: {error}") from error
+        url, served = urlsplit(self["store"]), getattr(self["root"], "path", None)
+        if url.scheme in ("sqlite", "directory") and served is not None:
+            kept = Path(unquote(url.path).removeprefix("/")).resolve()
+            if kept.is_relative_to(Path(served).resolve()):
+                raise usage.UsageError(
+                    f"--store: {kept} lies in what --path gives to everybody; keep the sessions "
+                    "elsewhere, as --store sqlite:////var/lib/shop/sessions.db does"
+                )
 
 
 def makeService(config: Options) -> MultiService:  # noqa: N802, RUF100 (the plugin's contract)

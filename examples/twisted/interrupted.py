@@ -4,9 +4,12 @@ $ python examples/twisted/interrupted.py
 
 Ask for http://127.0.0.1:8880/ with curl and end it with Control-C within five seconds: the work
 is called off. /visits also counts in the session how often that was, and /patience shows it: what
-is changed when the client has gone is kept too. A session begins with a page that arrives and
-writes to it, which none does here: get one from /visits of asynchronous.py, started in the same
-folder, and go on with its cookie (`curl -c jar` there, `curl -b jar` here).
+is changed when the client has gone is kept too. The session begins with the first look at
+/patience, as its cookie needs a page that arrives:
+
+$ curl -c jar http://127.0.0.1:8880/patience
+$ curl -b jar http://127.0.0.1:8880/visits      (and Control-C)
+$ curl -b jar http://127.0.0.1:8880/patience
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Patience(Resource):
     isLeaf = True
 
     def render_GET(self, request: Request) -> bytes:
-        return b"You went %d times." % request.getSession().get("interrupted", 0)
+        return b"You went %d times." % request.getSession().setdefault("interrupted", 0)
 
 
 root = Resource()

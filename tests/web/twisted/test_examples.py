@@ -100,8 +100,12 @@ def test_interrupted(start: Start) -> None:
     browser = Browser(server)
     assert browser.body("/visits") == b"You were patient."
     # A session begins with a page that arrives.
-    assert browser.body("/patience") == b"You went 0 times."
     assert browser.cookies == {}
+    assert browser.body("/patience") == b"You went 0 times."
+    (cookie,) = browser.cookies.items()
+    interrupt(server, "/visits", "=".join(cookie))
+    server.says("(?s)called off.*called off")
+    assert browser.body("/patience") == b"You went 1 times."
 
 
 def test_logging_errors(start: Start) -> None:

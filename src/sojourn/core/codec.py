@@ -112,7 +112,10 @@ def encode_value(value: Any, *, key: str, depth: int = 64) -> bytes:
     except _Refused as refused:
         raise InvalidValue(f"session[{key!r}] {refused}") from None
     except (ValueError, RecursionError) as error:
-        raise InvalidValue(f"session[{key!r}] cannot be stored: {error}") from None
+        raise InvalidValue(
+            f"session[{key!r}], a {_type_name(type(value))}, cannot be stored: {error}; allowed "
+            f"are {ALLOWED}"
+        ) from None
     return checked(raw)
 
 

@@ -394,21 +394,21 @@ class Schema:
             return {}
         return {name: value for name, value in fields.items() if name not in self.fields}
 
-    def merge(self, base: Fields, theirs: bytes, mine: bytes) -> bytes:
+    def merge(self, base: Fields, theirs: bytes | None, mine: bytes) -> bytes:
         """Return a segment with what this request changed since `base` and what another one did.
 
         An Attribute that only one of the two changed is taken from that one; one that both did,
-        by its rule.
+        by its rule. Where the other one deleted the component, only what this one changed is left.
 
         Raises:
             Conflict: the other one wrote what this code cannot read.
         """
         try:
-            other = self.decode(theirs)
+            other = {} if theirs is None else self.decode(theirs)
         except StateMismatch as error:
             raise Conflict(f"{error}; the changes of this request cannot be merged") from error
         changed = self.decode(mine)
-        out = {**self.unknown(mine), **self.unknown(theirs)}
+        out = {} if theirs is None else {**self.unknown(mine), **self.unknown(theirs)}
         for name in self.fields:
             old, new, now = (one.get(name, _MISSING) for one in (base, changed, other))
             # By their bytes: 1 and True are equal, and a change all the same.
@@ -518,8 +518,6 @@ class _Use:
 
     def merge(self, loaded: bytes | None, theirs: bytes | None, mine: bytes) -> bytes:
         """As `Schema.merge`, from what was loaded, or from how it was made."""
-        if theirs is None:
-            return mine
         base = loaded if loaded is not None else self.first
         return self.cls.merge({} if base is None else self.cls.decode(base), theirs, mine)
 

@@ -382,6 +382,24 @@ def test_different_attributes_merge(visitor: Visitor) -> None:
     assert (thing.a, thing.b) == (1, 1)
 
 
+def test_one_that_another_request_deletes(visitor: Visitor) -> None:
+    """What this request changed stands, and nothing else of the component comes back."""
+    made = interface(a=None, b=None)
+    visitor.visit(lambda session: put(session, made, Thing(a=1, b=1)))
+    first, second, third = visitor.open(), visitor.open(), visitor.open()
+    component(first, made, Thing).a = 2
+    put(second, made, Thing(a=3, b=3))
+    third.clear()
+    visitor.commit(third)
+    visitor.commit(first)
+
+    look = lambda session: vars(component(session, made, Thing))  # noqa: E731
+    assert visitor.visit(look) == {"a": 2}
+    visitor.visit(lambda session: session.clear())
+    visitor.commit(second)
+    assert visitor.visit(look) == {"a": 3, "b": 3}
+
+
 def test_both_make_the_first_one(visitor: Visitor) -> None:
     """Two requests that make it at once start from what the factory made: their adds count."""
     made = interface(a=None, a__merge="add")

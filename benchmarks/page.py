@@ -22,6 +22,8 @@ def tables(found: dict[str, Any]) -> str:
     for held in found["capacity"]:
         parts.append(_capacity(held))
     parts.append(_growth(found["growth"]))
+    if found.get("twisted"):
+        parts.append(_twisted(found["twisted"]))
     parts.append(_targets(cells))
     return "\n\n".join(parts) + "\n"
 
@@ -89,6 +91,18 @@ def _growth(grown: list[dict[str, Any]]) -> str:
         lines.append(
             _row([f"among {one['sessions']:,} sessions", spread, _number(added["median"])])
         )
+    return "\n".join(lines)
+
+
+def _twisted(found: dict[str, Any]) -> str:
+    lines = [
+        _row(["**Twisted Web, requests each second**", "of stock", "by processor time"]),
+        _row(["---", "--:", "--:"]),
+    ]
+    for name, one in found.items():
+        if isinstance(one, dict) and not name.startswith("stock"):
+            shares = one["of stock"], one["of stock by processor time"]
+            lines.append(_row([name, *(f"{share:.2f}" for share in shares)]))
     return "\n".join(lines)
 
 

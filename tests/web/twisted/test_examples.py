@@ -138,7 +138,7 @@ def test_wsgi_stock(start: Start) -> None:
 
 def test_wsgi(start: Start) -> None:
     """An application finds its session in its environment, and keeps its own cookies."""
-    server = start("sojourn", "--wsgi", "wsgi.visits", "--store", "sqlite:///sessions.db")
+    server = start("sojourn", "--wsgi", "wsgi.visits", "--store", "sqlite:///../sessions.db")
     browser = Browser(server)
     assert browser.body() == b"Visit 1."
     assert set(browser.cookies) == {"seen", "id"}
@@ -236,7 +236,7 @@ def test_session_basics_stock(start: Start) -> None:
 @pytest.mark.parametrize("how", ["sojourn", "web"])
 def test_session_basics(start: Start, how: str) -> None:
     """The script as it is under `twistd sojourn`, or with `SessionResource` under `twistd web`."""
-    store = ["--store", "sqlite:///sessions.db"] if how == "sojourn" else []
+    store = ["--store", "sqlite:///../sessions.db"] if how == "sojourn" else []
     path = "/session_basics.rpy" if how == "sojourn" else "/session_basics_kept.rpy"
     server = start(how, "--path", ".", *store)
     browser = Browser(server)
@@ -268,7 +268,7 @@ def test_session_basics(start: Start, how: str) -> None:
 )
 def test_storing_objects(start: Start, how: str, path: str) -> None:
     """ICounter(session) counts past one, with cache() and without it, and past a restart."""
-    store = ["--store", "sqlite:///sessions.db"] if how == "sojourn" else []
+    store = ["--store", "sqlite:///../sessions.db"] if how == "sojourn" else []
     server = start(how, "--path", ".", *store)
     browser, other = Browser(server), Browser(server)
 
@@ -327,7 +327,7 @@ def test_scripts(start: Start) -> None:
 @pytest.mark.parametrize("how", ["web", "sojourn"])
 def test_scripts_of_a_folder(start: Start, how: str) -> None:
     """The script needs nothing of Twisted's: the stock server runs it too."""
-    store = ["--store", "sqlite:///sessions.db"] if how == "sojourn" else []
+    store = ["--store", "sqlite:///../sessions.db"] if how == "sojourn" else []
     browser = Browser(start(how, "--path", ".", *store))
 
     assert browser.body("/visits.cgi") == b"Visit 1.\n"

@@ -973,6 +973,28 @@ def test_a_login_that_is_committed_before_the_head(
     assert web.visit(who).body == b"'alice'"
 
 
+def test_a_commit_while_the_head_waits_for_one(slow: Web) -> None:
+    """The head brings what that one has to tell, and no cookie that comes later."""
+    done: list[Any] = []
+
+    def handler(request: Any) -> Any:
+        session = request.getSession()
+        session["a"] = 1
+        request.write(b"page")
+        session.login("alice")
+        session.commit().addBoth(done.append)
+        request.finish()
+        return LATER
+
+    wire = slow.begin(handler)
+    slow.store.release_all()
+
+    assert (wire.take().body, [one.dropped for one in done]) == (b"page", ["late renewal"])
+    slow.store.hold = False
+    assert slow.visit(lambda request: repr(request.getSession()["a"])).body == b"1"
+    assert slow.visit(who).body == b"None"
+
+
 def test_a_commit_after_the_head_makes_no_new_session(web: Web) -> None:
     """Its cookie could not be sent any more."""
 

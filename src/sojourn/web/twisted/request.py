@@ -231,6 +231,11 @@ class DurableRequest(_Base):
         """Whether a session was looked at, so that the answer depends on it."""
         return bool(self._entries) or self._refusal is not None
 
+    @property
+    def too_late(self) -> bool:
+        """Whether its answer can bring no cookie any more but those of a commit under way."""
+        return bool(self.startedWriting or self._disconnected or self._waiting is not None)
+
     def write(self, data: bytes) -> None:
         """Write to the answer; the first bytes leave when the session is committed."""
         if self._passed and self._waiting is None:

@@ -583,9 +583,7 @@ class DurableSession(_Base):
             raise ConfigurationError("a session that was made by hand is in no store")
         entry = self._entry() or Entry(live, None, live.core._opened, self)
         request = entry.request
-        # As long as the head has not left, the answer can still bring a cookie.
-        late = request is None or request._disconnected or bool(request.startedWriting)
-        return as_deferred(live.realm.commit(entry, late))
+        return as_deferred(live.realm.commit(entry, request is None or request.too_late))
 
     sid: str = _Of("The uid, as a str.")  # type: ignore[assignment]
     user: str | None = _Of("Who is logged in.")  # type: ignore[assignment]

@@ -853,17 +853,14 @@ class SessionManager:
         self.commit(session)
         name, owner = session.sid, self._owner()
         try:
-            if not self.run(ending.acquire(name, owner, lease, self._env, wait)):
-                raise _locked(name, wait)
-            self.run(flows.refresh(session, self._env))
-            yield session
-            if not self.run(ending.extend(name, owner, lease, self._env)):
-                raise _lost(name, lease)
-            self.commit(session)
-        except BaseException:
-            # Or the request's own commit would write it, without the lock.
-            session._abandon()
-            raise
+            with _undone(session):
+                if not self.run(ending.acquire(name, owner, lease, self._env, wait)):
+                    raise _locked(name, wait)
+                self.run(flows.refresh(session, self._env))
+                yield session
+                if not self.run(ending.extend(name, owner, lease, self._env)):
+                    raise _lost(name, lease)
+                self.commit(session)
         finally:
             self.run(ending.release(name, owner, self._env))
 
@@ -879,18 +876,16 @@ class SessionManager:
         await self.acommit(session)
         name, owner = session.sid, self._owner()
         try:
-            # To its end, also when cancelled: or the lock would be taken and never given back.
-            taking = self.arun(ending.acquire(name, owner, lease, self._env, wait))
-            if not await _finish(taking):
-                raise _locked(name, wait)
-            await self.arun(flows.refresh(session, self._env))
-            yield session
-            if not await self.arun(ending.extend(name, owner, lease, self._env)):
-                raise _lost(name, lease)
-            await self.acommit(session)
-        except BaseException:
-            session._abandon()
-            raise
+            with _undone(session):
+                # To its end, also when cancelled: or the lock would be taken and never given back.
+                taking = self.arun(ending.acquire(name, owner, lease, self._env, wait))
+                if not await _finish(taking):
+                    raise _locked(name, wait)
+                await self.arun(flows.refresh(session, self._env))
+                yield session
+                if not await self.arun(ending.extend(name, owner, lease, self._env)):
+                    raise _lost(name, lease)
+                await self.acommit(session)
         finally:
             await _finish(self.arun(ending.release(name, owner, self._env)))
 
@@ -1013,6 +1008,7 @@ def _undone(session: Session) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # Or the request's own commit would write it, without the lock.
         session._abandon()
         raise
 

@@ -54,7 +54,7 @@ class Browser:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.cookies:
             sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        connection = self.connect()
         try:
             connection.request("GET", path, headers=sent)
             answer = connection.getresponse()
@@ -68,6 +68,9 @@ class Browser:
             else:
                 self.cookies[name] = rest.partition(";")[0]
         return page
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
 
     def body(self, path: str = "/", **headers: str) -> bytes:
         page = self.get(path, **headers)

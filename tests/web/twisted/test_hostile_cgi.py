@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from tests.stores.servers_redis import Server as RedisServer
 from tests.stores.servers_redis import prefix, redis_program, redis_server
 
-from .processes import Browser, Page, Server, running
+from .processes import Browser, Server, running
 
 pytestmark = pytest.mark.slow
 
@@ -475,21 +475,10 @@ class Secure(Browser):
         self._context.check_hostname = False
         self._context.verify_mode = ssl.CERT_NONE
 
-    def get(self, path: str = "/", **headers: str) -> Page:
-        pairs = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        connection = http.client.HTTPSConnection(
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPSConnection(
             "127.0.0.1", self._port, timeout=20, context=self._context
         )
-        try:
-            connection.request("GET", path, headers={"Cookie": pairs} if pairs else {})
-            answer = connection.getresponse()
-            page = Page(answer.status, answer.getheaders(), answer.read())
-        finally:
-            connection.close()
-        for line in page.all("Set-Cookie"):
-            name, _, rest = line.partition("=")
-            self.cookies[name] = rest.partition(";")[0]
-        return page
 
 
 def certificate() -> bytes:
